@@ -1,0 +1,414 @@
+/* folollm: an LLM inference engine that a program contains.
+ *
+ *     folollm *llm;
+ *     folollm_error error;
+ *     if (folollm_load("models/qwen3-0.6b", NULL, &llm, &error) != FOLOLLM_OK) puts(error.text);
+ *
+ * Copy folollm.h and folollm.c into a program and build: cc app.c folollm.c -lutf8proc -lm -lpthread
+ * What is not in this file is not API. The comments here are the reference manual.
+ *
+ * The contract:
+ *   - No call ends the process, prints, reads the environment or the clock, or touches a global.
+ *   - Every fallible call returns a folollm_status. On failure its outputs are untouched and the handle
+ *     stays usable, unless the entry says otherwise.
+ *   - A folollm handle serves one thread at a time. Handles made by folollm_share read the same weights
+ *     and may run in other threads at the same time.
+ *   - The logits of a sequence are the same bits whatever runs beside it in a batch, however its prompt
+ *     was cut into calls and chunks, and for any number of threads.
+ *   - A step is a transaction: when prefill or decode_step fails, every sequence is as it was before.
+ *   - A decode step allocates nothing: all memory is taken at load, as much as folollm_plan said.
+ *   - Options structures are zeroed for the defaults, which stand beside each field.
+ *   - Text is UTF-8 with a length; it may hold NUL bytes. Bytes that are not UTF-8 are an error.
+ */
+#ifndef FOLOLLM_H
+#define FOLOLLM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define FOLOLLM_VERSION "0.1.0"
+#define FOLOLLM_VERSION_NUMBER 100 /* major * 10000 + minor * 100 + patch */
+
+/* FOLOLLM_PREFIX renames every exported function, so that two copies link into one program:
+ * -DFOLOLLM_PREFIX=game_ exports game_folollm_load and so on, and this header calls them so. */
+#ifdef FOLOLLM_PREFIX
+#define FOLOLLM_JOIN2(a, b) a##b
+#define FOLOLLM_JOIN(a, b) FOLOLLM_JOIN2(a, b)
+#define folollm_version FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_version)
+#define folollm_source_hash FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_source_hash)
+#define folollm_status_text FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_status_text)
+#define folollm_plan FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_plan)
+#define folollm_load FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_load)
+#define folollm_share FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_share)
+#define folollm_get_info FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_get_info)
+#define folollm_free FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_free)
+#define folollm_tokenize FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_tokenize)
+#define folollm_detokenize FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_detokenize)
+#define folollm_chat FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_chat)
+#define folollm_default_sampling FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_default_sampling)
+#define folollm_seq_open FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_seq_open)
+#define folollm_seq_fork FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_seq_fork)
+#define folollm_seq_truncate FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_seq_truncate)
+#define folollm_seq_tokens FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_seq_tokens)
+#define folollm_seq_close FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_seq_close)
+#define folollm_prefill FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_prefill)
+#define folollm_decode_step FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_decode_step)
+#define folollm_logits FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_logits)
+#define folollm_sample FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_sample)
+#define folollm_get_stats FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_get_stats)
+#endif
+
+#ifndef FOLOLLM_API
+#define FOLOLLM_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- Types --------------------------------------------------------------------------------------- */
+
+typedef struct folollm folollm; /* an engine over one model */
+typedef int32_t folollm_token;  /* an index into the vocabulary */
+typedef uint32_t folollm_seq;   /* a sequence: slot and generation, so a stale one is an error; 0 is none */
+
+/* Pinned numbers: new ones are added, none changes. */
+typedef enum folollm_status {
+    FOLOLLM_OK = 0,
+    FOLOLLM_E_ARGUMENT = -1,    /* the call contradicts this header */
+    FOLOLLM_E_MEMORY = -2,      /* the host's allocator refused */
+    FOLOLLM_E_IO = -3,          /* a file could not be opened, sized, read or mapped */
+    FOLOLLM_E_FORMAT = -4,      /* a file is damaged or contradicts itself */
+    FOLOLLM_E_UNSUPPORTED = -5, /* well-formed, but nothing here computes it */
+    FOLOLLM_E_SEQUENCE = -6,    /* a closed, stale or never opened sequence */
+    FOLOLLM_E_CONTEXT = -7,     /* more tokens than the context holds */
+    FOLOLLM_E_POOL = -8,        /* no free page of KV cache, or no free sequence slot */
+    FOLOLLM_E_NUMERIC = -9,     /* logits that are not finite: the step was undone */
+    FOLOLLM_E_BUFFER = -10,     /* the caller's buffer is too small; the needed length was written */
+    FOLOLLM_E_ENCODING = -11,   /* text that is not UTF-8 */
+    FOLOLLM_E_STATE = -12,      /* not now: no logits yet, no weights loaded, engine in use */
+    FOLOLLM_E_CANCELLED = -13   /* the host's progress hook said stop */
+} folollm_status;
+
+/* What went wrong, for a person: what was being read, where, what was expected, what was found. Caller-owned;
+ * every parameter of this type may be NULL. Written only on failure. */
+typedef struct folollm_error {
+    folollm_status status;
+    char text[256]; /* NUL-terminated */
+} folollm_error;
+
+/* The host's own memory, files, threads, log. Every hook may be NULL and then has the default named beside it.
+ * `user` is handed to each. Hooks are called from the thread that called folollm, save `task` bodies run by
+ * parallel_for. The structure is copied at load; what `user` points to must outlive every handle. */
+typedef struct folollm_host {
+    void *user;
+    /* Allocate (ptr NULL), resize or free (new_size 0) a block; old_size is what was asked for before. Returns
+     * memory aligned for any C object, or NULL when there is none. Default: realloc and free of the C library. */
+    void *(*realloc)(void *user, void *ptr, size_t old_size, size_t new_size);
+    /* Run task(context, i) for every i in [0, n), in any order and on any threads, and return when all are done.
+     * Default: a pool of n_threads - 1 threads of our own. */
+    void (*parallel_for)(void *user, size_t n, void (*task)(void *context, size_t i), void *context);
+    /* Files. If file_open is set, all of file_open, file_size, file_read and file_close must be, and no path
+     * reaches the operating system: names are the path given to load, '/' and a file name. file_open returns a
+     * handle or NULL. file_read fills all n_bytes from offset and returns 0, or returns non-zero. */
+    void *(*file_open)(void *user, const char *path);
+    uint64_t (*file_size)(void *user, void *file);
+    int (*file_read)(void *user, void *file, uint64_t offset, void *out, size_t n_bytes);
+    void (*file_close)(void *user, void *file);
+    /* Optional with the file hooks: the whole file as memory that stays valid and unchanged until file_close, or
+     * NULL. Weights are then used where they lie. */
+    const void *(*file_map)(void *user, void *file);
+    /* Called between tensors while loading, 0 <= done <= total bytes. Non-zero cancels: FOLOLLM_E_CANCELLED. */
+    int (*progress)(void *user, uint64_t done, uint64_t total);
+    /* One line of plain text about something worth knowing that is no error. Default: silence. */
+    void (*log)(void *user, const char *text);
+} folollm_host;
+
+typedef enum folollm_kv_type {
+    FOLOLLM_KV_F16 = 0, /* default */
+    FOLOLLM_KV_F32 = 1,
+    FOLOLLM_KV_BF16 = 2
+} folollm_kv_type;
+
+typedef enum folollm_isa { /* which kernels compute; all of them give the same bits */
+    FOLOLLM_ISA_BEST = 0,  /* default: the widest that this processor has */
+    FOLOLLM_ISA_SCALAR = 1,
+    FOLOLLM_ISA_AVX2 = 2,
+    FOLOLLM_ISA_AVX512 = 3
+} folollm_isa;
+
+typedef struct folollm_options {
+    size_t struct_size;        /* sizeof(folollm_options) of the caller; 0: of this header */
+    const folollm_host *host;  /* NULL: the C library and the operating system */
+    uint32_t context;          /* most tokens in one sequence; 0: the model's own limit, at most 4096 */
+    uint32_t max_seqs;         /* most sequences open at once; 0: 8. At most 4096 */
+    uint32_t pool_tokens;      /* tokens of KV cache that all sequences share, rounded up to pages; 0: context */
+    uint32_t chunk;            /* most rows in one forward pass; 0: 128. More: faster prefill, more scratch */
+    uint32_t n_threads;        /* threads that compute, the caller included; 0: all cores; 1 creates none */
+    folollm_kv_type kv;        /* how keys and values are stored */
+    folollm_isa isa;
+    int tokenizer_only;        /* 1: read no weights; tokenize, detokenize, chat and get_info work */
+    int copy_weights;          /* 0: weights are mapped where the kernels can read them as they lie in the file,
+                                  which must then not shrink or change while loaded (the operating system would
+                                  raise SIGBUS). 1: read them into memory: for files that others may write */
+    uint64_t memory_limit;     /* refuse to load (FOLOLLM_E_MEMORY) if the plan's allocated total is above; 0: none */
+} folollm_options;
+
+/* Bytes by class. `allocated` is what the handle takes from the host's allocator and keeps until it is freed;
+ * `mapped` is file content used in place; `temporary` is the most that planning or loading holds beyond that and
+ * gives back. */
+typedef struct folollm_memory {
+    uint64_t mapped;
+    uint64_t weights;   /* converted, copied or misaligned tensors, and the tensor table */
+    uint64_t tokenizer;
+    uint64_t kv_cache;  /* 2 x layers x kv_heads x head_dim x pool tokens x bytes per value */
+    uint64_t scratch;   /* activations of one forward pass, per-thread tiles */
+    uint64_t sequences; /* page tables, logits rows, samplers, text buffers */
+    uint64_t allocated; /* weights + tokenizer + kv_cache + scratch + sequences */
+    uint64_t temporary;
+} folollm_memory;
+
+typedef struct folollm_info {
+    char architecture[32]; /* model_type of config.json */
+    char weights[8];       /* "bf16", "f16", "f32", or "mixed" */
+    char kernels[8];       /* "scalar", "avx2", "avx512" */
+    char chat_format[16];  /* "chatml", "llama3", "mistral", or "" when the template is none of these */
+    uint64_t n_params;     /* numbers in the checkpoint's bound tensors; a tied head counts once */
+    uint32_t n_layers, dim, n_heads, n_kv_heads, head_dim, ffn_dim;
+    uint32_t vocab;        /* rows of logits; ids that no token has are never sampled */
+    uint32_t n_tokens;     /* ids that the tokenizer knows */
+    uint32_t model_context; /* the checkpoint's limit */
+    uint32_t context, max_seqs, n_pages, page_tokens, chunk, n_threads; /* as opened */
+    folollm_kv_type kv;
+    uint64_t kv_token_bytes; /* of KV cache, all layers */
+    folollm_token bos, eos; /* -1: none */
+    folollm_memory memory;
+} folollm_info;
+
+/* ---- Library and model --------------------------------------------------------------------------- */
+
+/* FOLOLLM_VERSION of the compiled folollm.c, to compare with this header. */
+FOLOLLM_API const char *folollm_version(void);
+
+/* Hexadecimal SHA-256 of the sources that folollm.c was generated from; the kernels file carries the same. */
+FOLOLLM_API const char *folollm_source_hash(void);
+
+/* One English sentence for a status; never NULL. */
+FOLOLLM_API const char *folollm_status_text(folollm_status status);
+
+/* What loading would take, from headers alone: reads no weights and keeps nothing.
+ * path: a Hugging Face checkpoint directory. options: NULL for defaults.
+ * Fails as folollm_load does for a file that is missing, damaged or unsupported. */
+FOLOLLM_API folollm_status folollm_plan(const char *path, const folollm_options *options, folollm_memory *memory,
+                                        folollm_error *error);
+
+/* Open a checkpoint: config.json, model.safetensors (or shards with model.safetensors.index.json),
+ * tokenizer.json, tokenizer_config.json, generation_config.json, chat_template.jinja. Everything is checked
+ * before the first weight is read. *out is set only on success and is freed with folollm_free. */
+FOLOLLM_API folollm_status folollm_load(const char *path, const folollm_options *options, folollm **out,
+                                        folollm_error *error);
+
+/* A second engine over the weights and tokenizer of `engine`, for another thread, with its own KV cache, sequences
+ * and options (host, tokenizer_only, copy_weights are those of the first). Either may be freed first. */
+FOLOLLM_API folollm_status folollm_share(folollm *engine, const folollm_options *options, folollm **out,
+                                         folollm_error *error);
+
+FOLOLLM_API void folollm_get_info(const folollm *engine, folollm_info *info);
+
+/* Give everything back, open sequences included. NULL is allowed. */
+FOLOLLM_API void folollm_free(folollm *engine);
+
+/* ---- Text and tokens ----------------------------------------------------------------------------- */
+
+typedef struct folollm_span { /* bytes [begin, end) of a text */
+    size_t begin, end;
+} folollm_span;
+
+enum {
+    FOLOLLM_TOKENIZE_PLAIN = 1 /* add no BOS or EOS */
+};
+
+/* Text to the ids that Hugging Face's tokenizer gives for the same checkpoint.
+ * text: n_bytes of UTF-8. trusted: where special tokens may be recognised, n_trusted spans, ascending and apart;
+ * text outside stays text, whatever it spells. NULL with n_trusted 0: nowhere. flags: FOLOLLM_TOKENIZE_*.
+ * tokens: room for *n_tokens ids, may be NULL when that is 0. *n_tokens becomes the number of ids; if the room was
+ * too small, FOLOLLM_E_BUFFER. Allocates and frees temporary memory in proportion to n_bytes. */
+FOLOLLM_API folollm_status folollm_tokenize(folollm *engine, const char *text, size_t n_bytes,
+                                            const folollm_span *trusted, size_t n_trusted, unsigned flags,
+                                            folollm_token *tokens, size_t *n_tokens, folollm_error *error);
+
+enum {
+    FOLOLLM_DETOKENIZE_SKIP_SPECIAL = 1 /* leave out special tokens */
+};
+
+/* Ids to text, as Hugging Face decodes them (without clean-up of spaces). Bytes that do not form UTF-8 become
+ * U+FFFD. text: room for *n_bytes, no NUL is added; *n_bytes becomes the length; FOLOLLM_E_BUFFER if it was too
+ * small. An id outside the vocabulary is FOLOLLM_E_ARGUMENT; one without a string is empty. */
+FOLOLLM_API folollm_status folollm_detokenize(folollm *engine, const folollm_token *tokens, size_t n_tokens,
+                                              unsigned flags, char *text, size_t *n_bytes, folollm_error *error);
+
+typedef struct folollm_message {
+    const char *role; /* "system", "user" or "assistant", NUL-terminated */
+    const char *text;
+    size_t n_bytes;
+} folollm_message;
+
+enum {
+    FOLOLLM_CHAT_CONTINUE = 1,   /* no header for the assistant's next answer at the end */
+    FOLOLLM_CHAT_NO_THINKING = 2 /* Qwen3: an empty think block, so that the answer starts at once */
+};
+
+/* Messages to the text that the checkpoint's own chat template makes of them, and the spans of it that the template
+ * wrote: hand both to folollm_tokenize (with FOLOLLM_TOKENIZE_PLAIN: BOS is in the text) and nothing that a user
+ * typed becomes a special token. date: "26 Jul 2024" for templates that print it, or NULL for their own default.
+ * text: room for *n_bytes; trusted: room for *n_trusted; both become the lengths; FOLOLLM_E_BUFFER if one was too
+ * small. FOLOLLM_E_UNSUPPORTED if the checkpoint has no template or one that is not known here. */
+FOLOLLM_API folollm_status folollm_chat(folollm *engine, const folollm_message *messages, size_t n_messages,
+                                        const char *date, unsigned flags, char *text, size_t *n_bytes,
+                                        folollm_span *trusted, size_t *n_trusted, folollm_error *error);
+
+/* ---- Sequences ----------------------------------------------------------------------------------- */
+
+/* The stages that cut the candidates down, in the order in which they run. */
+typedef enum folollm_stage {
+    FOLOLLM_STAGE_END = 0,
+    FOLOLLM_STAGE_TEMPERATURE = 1,
+    FOLOLLM_STAGE_MIN_P = 2,
+    FOLOLLM_STAGE_TOP_K = 3,
+    FOLOLLM_STAGE_TOP_P = 4
+} folollm_stage;
+
+typedef enum folollm_preset { /* whose meaning the numbers have */
+    FOLOLLM_PRESET_VLLM = 0,     /* temperature, min-p, top-k, top-p. Repetition over prompt and output;
+                                    frequency and presence over output */
+    FOLOLLM_PRESET_HF = 1,       /* temperature, top-k, top-p, min-p. Penalties as above */
+    FOLOLLM_PRESET_LLAMACPP = 2  /* top-k, top-p, min-p, temperature. Penalties over the last 64 tokens */
+} folollm_preset;
+
+typedef struct folollm_bias {
+    folollm_token token;
+    float bias; /* added to the logit; -INFINITY is allowed and bans the token */
+} folollm_bias;
+
+typedef struct folollm_text {
+    const char *text;
+    size_t n_bytes;
+} folollm_text;
+
+/* How a sequence is sampled. Zeroed: greedy, until the checkpoint's EOS. Copied by seq_open, arrays too. */
+typedef struct folollm_sampling {
+    size_t struct_size;  /* 0: of this header */
+    float temperature;   /* 0: greedy, the lowest id among equals. Up to 100 */
+    uint32_t top_k;      /* 0: off */
+    float top_p;         /* 0 or 1: off; the token that crosses p stays */
+    float min_p;         /* 0: off; keeps what has at least min_p times the highest probability */
+    folollm_preset preset;
+    folollm_stage order[8]; /* first not END: this order instead of the preset's; each stage at most once */
+    float repetition_penalty; /* 0 or 1: off; l > 0 ? l / r : l * r */
+    float frequency_penalty;  /* 0: off; subtracted once per occurrence */
+    float presence_penalty;   /* 0: off; subtracted once if it occurs */
+    uint64_t seed;       /* a draw depends on seed and position alone */
+    const folollm_bias *biases; /* at most 256 */
+    size_t n_biases;
+    const folollm_token *stop_ids; /* beside the checkpoint's EOS ids; at most 64 in all */
+    size_t n_stop_ids;
+    const folollm_text *stops; /* stop strings, at most 16 of 1 to 128 bytes; cut from the text, across tokens too */
+    size_t n_stops;
+    uint32_t min_tokens; /* no stop id is sampled, and no stop string looked for, before so many output tokens */
+    uint32_t max_tokens; /* 0: until the context is full */
+    int ignore_eos;      /* 1: the checkpoint's EOS ids do not stop */
+} folollm_sampling;
+
+/* What the checkpoint's generation_config.json asks for: temperature, top_k, top_p, min_p, repetition_penalty, or
+ * greedy. Everything else is zeroed. */
+FOLOLLM_API void folollm_default_sampling(const folollm *engine, folollm_sampling *out);
+
+/* An empty sequence. sampling: NULL for greedy. FOLOLLM_E_POOL if max_seqs are open. */
+FOLOLLM_API folollm_status folollm_seq_open(folollm *engine, const folollm_sampling *sampling, folollm_seq *out,
+                                            folollm_error *error);
+
+/* A second sequence with the same tokens, sampling and logits; full pages of KV are shared, a page is copied when
+ * one of the two writes to it. sampling: NULL keeps that of `seq`; else it replaces it (another seed, say). */
+FOLOLLM_API folollm_status folollm_seq_fork(folollm *engine, folollm_seq seq, const folollm_sampling *sampling,
+                                            folollm_seq *out, folollm_error *error);
+
+/* Forget all tokens after the first n_tokens. The sequence has no logits until its next prefill or step, unless
+ * n_tokens is its length. FOLOLLM_E_ARGUMENT if it is shorter. */
+FOLOLLM_API folollm_status folollm_seq_truncate(folollm *engine, folollm_seq seq, size_t n_tokens,
+                                                folollm_error *error);
+
+/* The tokens whose keys and values are cached, in order. tokens: room for *n_tokens, or NULL to ask only for the
+ * length; *n_tokens becomes the length; FOLOLLM_E_BUFFER if the room was too small. */
+FOLOLLM_API folollm_status folollm_seq_tokens(folollm *engine, folollm_seq seq, folollm_token *tokens,
+                                              size_t *n_tokens, folollm_error *error);
+
+/* Free the sequence and its pages. */
+FOLOLLM_API folollm_status folollm_seq_close(folollm *engine, folollm_seq seq, folollm_error *error);
+
+/* ---- The custom loop ----------------------------------------------------------------------------- */
+
+/* Append n_tokens (at least one) to the prompt of `seq`, in chunks of the engine's own choice; then its logits are
+ * those after the last, and all tokens so far count as prompt: max_tokens, penalties over output, and the text that
+ * sample gives start anew. all_logits: NULL, or room for (n_tokens, vocab) floats: the logits after every token;
+ * on failure its content is unspecified.
+ * FOLOLLM_E_CONTEXT if it would not fit the context, FOLOLLM_E_POOL if pages are missing, FOLOLLM_E_NUMERIC. */
+FOLOLLM_API folollm_status folollm_prefill(folollm *engine, folollm_seq seq, const folollm_token *tokens,
+                                           size_t n_tokens, float *all_logits, folollm_error *error);
+
+/* Append one token to each of n sequences, all different, in one forward pass (more, if n is above the chunk). A
+ * sequence may be empty before. seqs, tokens: (n). All or none advance; the error names the sequence that could not. */
+FOLOLLM_API folollm_status folollm_decode_step(folollm *engine, const folollm_seq *seqs, const folollm_token *tokens,
+                                               size_t n, folollm_error *error);
+
+/* The logits after the last token: vocab floats, owned by the engine, valid until the sequence's next prefill,
+ * step, truncate or close. FOLOLLM_E_STATE if there are none. */
+FOLOLLM_API folollm_status folollm_logits(folollm *engine, folollm_seq seq, const float **logits,
+                                          folollm_error *error);
+
+typedef enum folollm_finish {
+    FOLOLLM_FINISH_NONE = 0,
+    FOLOLLM_FINISH_STOP_ID = 1,     /* the token is EOS or a stop id; it adds no text */
+    FOLOLLM_FINISH_STOP_STRING = 2, /* a stop string is complete; the text ends before it */
+    FOLOLLM_FINISH_LENGTH = 3       /* max_tokens reached, or the context is full */
+} folollm_finish;
+
+typedef struct folollm_logprob {
+    folollm_token token;
+    float raw;       /* natural log of the softmax of the model's logits */
+    float processed; /* the same after penalties, biases and stages; -FLT_MAX: removed */
+} folollm_logprob;
+
+typedef struct folollm_sampled {
+    folollm_token token;
+    folollm_finish finish;
+    int stop_index;         /* which stop string, or -1 */
+    folollm_logprob chosen; /* of the token */
+    const char *text;       /* what this token adds to the output: whole code points, never part of a stop string.
+                               Owned by the engine, valid until the next sample, step or close of this sequence */
+    size_t n_bytes;
+} folollm_sampled;
+
+/* Choose the next token of `seq` from its logits. Changes nothing: the same call again gives the same answer, and
+ * the token becomes part of the sequence by decode_step (after which `text` of the next sample continues this one).
+ * top: NULL, or room for n_top entries: the most likely tokens by raw probability, with both logprobs. */
+FOLOLLM_API folollm_status folollm_sample(folollm *engine, folollm_seq seq, folollm_sampled *out,
+                                          folollm_logprob *top, size_t n_top, folollm_error *error);
+
+/* ---- Counters ------------------------------------------------------------------------------------ */
+
+typedef struct folollm_stats {
+    uint64_t prompt_tokens;    /* rows computed by prefill */
+    uint64_t generated_tokens; /* rows computed by decode_step */
+    uint64_t forwards;         /* forward passes */
+    uint64_t undone;           /* steps that failed and were undone */
+    uint64_t pages_copied;     /* on write, after a fork */
+    uint32_t pages_used, pages_free, pages_shared; /* now; shared: with more than one owner */
+    uint32_t seqs_open;
+} folollm_stats;
+
+FOLOLLM_API void folollm_get_stats(const folollm *engine, folollm_stats *stats);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

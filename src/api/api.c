@@ -1,0 +1,413 @@
+/* The public entries but loading: check the arguments, call down. */
+#include "api/engine.h"
+
+#ifndef FOLOLLM_SOURCE_HASH
+#define FOLOLLM_SOURCE_HASH "not amalgamated"
+#endif
+
+FOLOLLM_API const char *folollm_version(void) {
+    return FOLOLLM_VERSION;
+}
+
+FOLOLLM_API const char *folollm_source_hash(void) {
+    return FOLOLLM_SOURCE_HASH;
+}
+
+FOLOLLM_API const char *folollm_status_text(folollm_status status) {
+    static const char *const texts[] = {
+        "success",
+        "the call contradicts the documentation",
+        "there is not enough memory",
+        "a file could not be opened or read",
+        "a file is damaged or contradicts itself",
+        "this is not supported",
+        "the sequence is closed, stale or was never opened",
+        "more tokens than the context holds",
+        "no free page of KV cache, or no free sequence slot",
+        "the logits are not finite",
+        "the buffer is too small",
+        "the text is not valid UTF-8",
+        "not possible in this state",
+        "cancelled by the host",
+    };
+    int index = -(int)status;
+    return index >= 0 && index < (int)FL_COUNT(texts) ? texts[index] : "an unknown status";
+}
+
+static void fl_copy_name(char *to, size_t n, const char *from) {
+    size_t length = fl_min(strlen(from), n - 1);
+    memcpy(to, from, length);
+    to[length] = 0;
+}
+
+static const char *fl_weights_name(const fl_weights *w) {
+    unsigned n = 0, type = 0;
+    for (unsigned i = 0; i < FL_DTYPE_COUNT; i++) {
+        n += w->types[i];
+        type = w->types[i] ? i : type;
+    }
+    return n == 1 ? fl_dtype_name((fl_dtype)type) : "mixed";
+}
+
+static void fl_info_model(const folollm *f, folollm_info *info) {
+    const fl_weights *w = &f->checkpoint->weights;
+    const fl_config *c = &w->config;
+    fl_copy_name(info->architecture, sizeof info->architecture, c->architecture);
+    fl_copy_name(info->weights, sizeof info->weights, fl_weights_name(w));
+    fl_copy_name(info->kernels, sizeof info->kernels, f->settings.kernels->name);
+    info->n_params = w->n_params;
+    info->n_layers = c->n_layers;
+    info->dim = c->dim;
+    info->n_heads = c->n_heads;
+    info->n_kv_heads = c->n_kv_heads;
+    info->head_dim = c->head_dim;
+    info->ffn_dim = c->ffn_dim;
+    info->vocab = c->vocab;
+    info->model_context = c->max_context;
+    info->context = f->settings.context;
+    info->max_seqs = f->max_seqs;
+    info->n_pages = f->settings.n_pages;
+    info->page_tokens = FL_PAGE_TOKENS;
+    info->chunk = f->settings.n_rows;
+    info->n_threads = f->settings.n_threads;
+    info->kv = f->settings.kv;
+    info->kv_token_bytes = 2 * (uint64_t)c->n_layers * c->n_kv_heads * c->head_dim * fl_kv_value_bytes(f->settings.kv);
+}
+
+FOLOLLM_API void folollm_get_info(const folollm *f, folollm_info *info) {
+    const fl_tokenizer *t = f->checkpoint->tokenizer;
+    memset(info, 0, sizeof *info);
+    if (!f->checkpoint->tokenizer_only) {
+        fl_info_model(f, info);
+    }
+    fl_copy_name(info->chat_format, sizeof info->chat_format, fl_chat_format_name(f->checkpoint->chat.format));
+    info->n_tokens = t != NULL ? fl_tokenizer_n_ids(t) : 0;
+    info->bos = t != NULL ? fl_tokenizer_bos(t) : -1;
+    info->eos = f->checkpoint->generation.n_eos > 0 ? f->checkpoint->generation.eos[0] : -1;
+    info->memory = f->plan;
+}
+
+FOLOLLM_API void folollm_get_stats(const folollm *f, folollm_stats *stats) {
+    *stats = f->executor.stats;
+    stats->pages_free = f->pages.n_free;
+    stats->pages_used = f->pages.n_pages - f->pages.n_free;
+    stats->pages_shared = f->pages.n_shared;
+    stats->seqs_open = f->sequences.n_open;
+}
+
+/* ---- Text -- */
+
+static folollm_status fl_need_tokenizer(const folollm *f, folollm_error *error) {
+    if (f == NULL) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "an engine is needed");
+    }
+    if (f->checkpoint->tokenizer == NULL) {
+        return fl_fail(error, FOLOLLM_E_STATE, "the checkpoint has no tokenizer.json");
+    }
+    return FOLOLLM_OK;
+}
+
+static folollm_status fl_check_spans(const folollm_span *spans, size_t n, size_t n_bytes, folollm_error *error) {
+    size_t at = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (spans[i].begin < at || spans[i].end < spans[i].begin || spans[i].end > n_bytes) {
+            return fl_fail(error, FOLOLLM_E_ARGUMENT,
+                           "trusted[%u] is [%u, %u): spans must ascend, not overlap, and end within %u bytes",
+                           (uint64_t)i, (uint64_t)spans[i].begin, (uint64_t)spans[i].end, (uint64_t)n_bytes);
+        }
+        at = spans[i].end;
+    }
+    return FOLOLLM_OK;
+}
+
+FOLOLLM_API folollm_status folollm_tokenize(folollm *f, const char *text, size_t n_bytes, const folollm_span *trusted,
+                                            size_t n_trusted, unsigned flags, folollm_token *tokens, size_t *n_tokens,
+                                            folollm_error *error) {
+    FL_TRY(fl_need_tokenizer(f, error));
+    if ((text == NULL && n_bytes > 0) || (trusted == NULL && n_trusted > 0) || n_tokens == NULL ||
+        (tokens == NULL && *n_tokens > 0) || (flags & ~(unsigned)FOLOLLM_TOKENIZE_PLAIN) != 0) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "tokenize: a NULL that must not be one, or an unknown flag");
+    }
+    FL_TRY(fl_check_spans(trusted, n_trusted, n_bytes, error));
+    fl_str s = {n_bytes > 0 ? text : "", n_bytes};
+    return fl_tokenizer_encode(f->checkpoint->tokenizer, &f->memory, s, trusted, n_trusted, flags, tokens, n_tokens,
+                               error);
+}
+
+/* Feed all ids, into text or, with text NULL, only counting. */
+static size_t fl_detokenize_all(const fl_tokenizer *t, const folollm_token *tokens, size_t n_tokens, unsigned flags,
+                                char *piece, char *text) {
+    fl_detokenizer d;
+    size_t n = 0;
+    memset(&d, 0, sizeof d);
+    for (size_t i = 0; i <= n_tokens; i++) {
+        size_t length = i < n_tokens ? fl_detokenizer_feed(&d, t, tokens[i], flags, piece)
+                                     : fl_detokenizer_finish(&d, piece);
+        if (text != NULL) {
+            memcpy(text + n, piece, length);
+        }
+        n += length;
+    }
+    return n;
+}
+
+FOLOLLM_API folollm_status folollm_detokenize(folollm *f, const folollm_token *tokens, size_t n_tokens,
+                                              unsigned flags, char *text, size_t *n_bytes, folollm_error *error) {
+    FL_TRY(fl_need_tokenizer(f, error));
+    const fl_tokenizer *t = f->checkpoint->tokenizer;
+    if ((tokens == NULL && n_tokens > 0) || n_bytes == NULL || (text == NULL && *n_bytes > 0) ||
+        (flags & ~(unsigned)FOLOLLM_DETOKENIZE_SKIP_SPECIAL) != 0) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "detokenize: a NULL that must not be one, or an unknown flag");
+    }
+    uint32_t n_ids = fl_tokenizer_n_ids(t), vocab = f->checkpoint->weights.config.vocab;
+    n_ids = vocab > n_ids ? vocab : n_ids;
+    for (size_t i = 0; i < n_tokens; i++) {
+        if (tokens[i] < 0 || (uint32_t)tokens[i] >= n_ids) {
+            return fl_fail(error, FOLOLLM_E_ARGUMENT, "tokens[%u] is %d; the vocabulary has %u", (uint64_t)i,
+                           (int64_t)tokens[i], (uint64_t)n_ids);
+        }
+    }
+    size_t room = fl_tokenizer_max_piece_bytes(t) + FL_DETOKENIZE_SLACK;
+    char *piece = fl_alloc(&f->memory, room);
+    if (piece == NULL) {
+        return fl_no_memory(error, "detokenisation", room);
+    }
+    size_t n = fl_detokenize_all(t, tokens, n_tokens, flags, piece, NULL), capacity = *n_bytes;
+    *n_bytes = n;
+    if (n <= capacity) {
+        fl_detokenize_all(t, tokens, n_tokens, flags, piece, text);
+    }
+    fl_free(&f->memory, piece, room);
+    return n <= capacity ? FOLOLLM_OK
+                         : fl_fail(error, FOLOLLM_E_BUFFER, "the text has %u bytes; there is room for %u", (uint64_t)n,
+                                   (uint64_t)capacity);
+}
+
+FOLOLLM_API folollm_status folollm_chat(folollm *f, const folollm_message *messages, size_t n_messages,
+                                        const char *date, unsigned flags, char *text, size_t *n_bytes,
+                                        folollm_span *trusted, size_t *n_trusted, folollm_error *error) {
+    FL_TRY(fl_need_tokenizer(f, error));
+    if ((messages == NULL && n_messages > 0) || n_bytes == NULL || n_trusted == NULL ||
+        (text == NULL && *n_bytes > 0) || (trusted == NULL && *n_trusted > 0) ||
+        (flags & ~(unsigned)(FOLOLLM_CHAT_CONTINUE | FOLOLLM_CHAT_NO_THINKING)) != 0) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "chat: a NULL that must not be one, or an unknown flag");
+    }
+    for (size_t i = 0; i < n_messages; i++) {
+        if (messages[i].role == NULL || (messages[i].text == NULL && messages[i].n_bytes > 0)) {
+            return fl_fail(error, FOLOLLM_E_ARGUMENT, "messages[%u] has no role or no text", (uint64_t)i);
+        }
+    }
+    return fl_chat_render(&f->checkpoint->chat, messages, n_messages, date, flags, text, n_bytes, trusted, n_trusted,
+                          error);
+}
+
+/* ---- Sequences -- */
+
+static folollm_status fl_need_weights(const folollm *f, folollm_error *error) {
+    if (f == NULL) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "an engine is needed");
+    }
+    if (f->checkpoint->tokenizer_only) {
+        return fl_fail(error, FOLOLLM_E_STATE, "the engine was loaded with tokenizer_only: it has no weights");
+    }
+    return FOLOLLM_OK;
+}
+
+static folollm_status fl_need_sequence(folollm *f, folollm_seq seq, fl_sequence **out, folollm_error *error) {
+    FL_TRY(fl_need_weights(f, error));
+    return fl_sequence_find(&f->sequences, seq, out, error);
+}
+
+static folollm_status fl_check_tokens(const folollm *f, const folollm_token *tokens, size_t n, folollm_error *error) {
+    uint32_t vocab = f->checkpoint->weights.config.vocab;
+    for (size_t i = 0; i < n; i++) {
+        if (tokens[i] < 0 || (uint32_t)tokens[i] >= vocab) {
+            return fl_fail(error, FOLOLLM_E_ARGUMENT, "tokens[%u] is %d; the vocabulary has %u", (uint64_t)i,
+                           (int64_t)tokens[i], (uint64_t)vocab);
+        }
+    }
+    return FOLOLLM_OK;
+}
+
+FOLOLLM_API void folollm_default_sampling(const folollm *f, folollm_sampling *out) {
+    *out = f->checkpoint->generation.sampling;
+}
+
+static folollm_status fl_read_sampling(const folollm *f, const folollm_sampling *in, fl_sampling *out,
+                                       folollm_error *error) {
+    const fl_generation *g = &f->checkpoint->generation;
+    return fl_sampling_init(out, in, g->eos, g->n_eos, f->checkpoint->weights.config.vocab, error);
+}
+
+/* A free slot, or a status that says how many there are. */
+static folollm_status fl_take_slot(folollm *f, fl_sequence **s, folollm_seq *id, folollm_error *error) {
+    *s = fl_sequence_open(&f->sequences, id);
+    if (*s == NULL) {
+        return fl_fail(error, FOLOLLM_E_POOL, "all %u sequences are open: close one, or load with more max_seqs",
+                       (uint64_t)f->max_seqs);
+    }
+    return FOLOLLM_OK;
+}
+
+FOLOLLM_API folollm_status folollm_seq_open(folollm *f, const folollm_sampling *sampling, folollm_seq *out,
+                                            folollm_error *error) {
+    fl_sampling checked;
+    fl_sequence *s;
+    FL_TRY(fl_need_weights(f, error));
+    if (out == NULL) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "seq_open: a place for the sequence is needed");
+    }
+    FL_TRY(fl_read_sampling(f, sampling, &checked, error));
+    FL_TRY(fl_take_slot(f, &s, out, error));
+    s->sampling = checked;
+    return FOLOLLM_OK;
+}
+
+FOLOLLM_API folollm_status folollm_seq_fork(folollm *f, folollm_seq seq, const folollm_sampling *sampling,
+                                            folollm_seq *out, folollm_error *error) {
+    fl_sampling checked;
+    fl_sequence *from, *to;
+    FL_TRY(fl_need_sequence(f, seq, &from, error));
+    if (out == NULL) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "seq_fork: a place for the sequence is needed");
+    }
+    if (sampling != NULL) {
+        FL_TRY(fl_read_sampling(f, sampling, &checked, error));
+    }
+    FL_TRY(fl_take_slot(f, &to, out, error));
+    fl_sequence_fork(to, from, &f->pages, f->checkpoint->weights.config.vocab);
+    if (sampling != NULL) {
+        to->sampling = checked;
+        fl_sequence_replay(to, &f->pages, f->checkpoint->tokenizer);
+    }
+    return FOLOLLM_OK;
+}
+
+FOLOLLM_API folollm_status folollm_seq_truncate(folollm *f, folollm_seq seq, size_t n_tokens, folollm_error *error) {
+    fl_sequence *s;
+    FL_TRY(fl_need_sequence(f, seq, &s, error));
+    if (n_tokens > s->n_tokens) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "sequence %u has %u tokens and cannot be truncated to %u",
+                       (uint64_t)seq, (uint64_t)s->n_tokens, (uint64_t)n_tokens);
+    }
+    if (n_tokens < s->n_tokens) {
+        fl_sequence_cut(s, &f->pages, (uint32_t)n_tokens);
+        s->has_logits = false;
+        fl_sequence_replay(s, &f->pages, f->checkpoint->tokenizer);
+    }
+    return FOLOLLM_OK;
+}
+
+FOLOLLM_API folollm_status folollm_seq_tokens(folollm *f, folollm_seq seq, folollm_token *tokens, size_t *n_tokens,
+                                              folollm_error *error) {
+    fl_sequence *s;
+    FL_TRY(fl_need_sequence(f, seq, &s, error));
+    if (n_tokens == NULL) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "seq_tokens: a place for the length is needed");
+    }
+    size_t room = *n_tokens;
+    *n_tokens = s->n_tokens;
+    if (tokens == NULL) {
+        return FOLOLLM_OK;
+    }
+    if (room < s->n_tokens) {
+        return fl_fail(error, FOLOLLM_E_BUFFER, "the sequence has %u tokens; there is room for %u",
+                       (uint64_t)s->n_tokens, (uint64_t)room);
+    }
+    fl_history h = fl_sequence_history(s, &f->pages);
+    for (uint32_t i = 0; i < s->n_tokens; i++) {
+        tokens[i] = fl_history_at(&h, i);
+    }
+    return FOLOLLM_OK;
+}
+
+FOLOLLM_API folollm_status folollm_seq_close(folollm *f, folollm_seq seq, folollm_error *error) {
+    fl_sequence *s;
+    FL_TRY(fl_need_sequence(f, seq, &s, error));
+    fl_sequence_close(&f->sequences, s, &f->pages);
+    return FOLOLLM_OK;
+}
+
+/* ---- The loop -- */
+
+FOLOLLM_API folollm_status folollm_prefill(folollm *f, folollm_seq seq, const folollm_token *tokens, size_t n_tokens,
+                                           float *all_logits, folollm_error *error) {
+    fl_sequence *s;
+    FL_TRY(fl_need_sequence(f, seq, &s, error));
+    if (tokens == NULL || n_tokens == 0) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "prefill: an empty prompt has no logits; at least one token is needed");
+    }
+    FL_TRY(fl_check_tokens(f, tokens, n_tokens, error));
+    return fl_executor_prefill(&f->executor, s, tokens, n_tokens, all_logits, error);
+}
+
+FOLOLLM_API folollm_status folollm_decode_step(folollm *f, const folollm_seq *seqs, const folollm_token *tokens,
+                                               size_t n, folollm_error *error) {
+    FL_TRY(fl_need_weights(f, error));
+    if (n > 0 && (seqs == NULL || tokens == NULL)) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "decode_step: sequences and tokens are needed");
+    }
+    FL_TRY(fl_check_tokens(f, tokens, n, error));
+    return fl_executor_decode(&f->executor, seqs, tokens, n, error);
+}
+
+static folollm_status fl_need_logits(folollm *f, folollm_seq seq, fl_sequence **s, folollm_error *error) {
+    FL_TRY(fl_need_sequence(f, seq, s, error));
+    if (!(*s)->has_logits) {
+        return fl_fail(error, FOLOLLM_E_STATE, "sequence %u has no logits: prefill or step it first", (uint64_t)seq);
+    }
+    return FOLOLLM_OK;
+}
+
+FOLOLLM_API folollm_status folollm_logits(folollm *f, folollm_seq seq, const float **logits, folollm_error *error) {
+    fl_sequence *s;
+    FL_TRY(fl_need_logits(f, seq, &s, error));
+    if (logits == NULL) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "logits: a place for the pointer is needed");
+    }
+    *logits = s->logits;
+    return FOLOLLM_OK;
+}
+
+/* Try the token on a copy of the stream: what it adds to the text, and whether that ends it. */
+static void fl_sample_text(const folollm *f, fl_sequence *s, folollm_sampled *out) {
+    uint32_t n_output = s->n_tokens - s->n_prompt + 1, min = s->sampling.s.min_tokens, max = s->sampling.s.max_tokens;
+    fl_stream stream = s->stream;
+    out->text = s->text;
+    out->n_bytes = 0;
+    out->stop_index = -1;
+    out->finish = FOLOLLM_FINISH_NONE;
+    if (n_output > min && fl_sampling_stops_at(&s->sampling, out->token)) {
+        out->finish = FOLOLLM_FINISH_STOP_ID;
+        fl_stream_finish(&stream, s->text, &out->n_bytes);
+        return;
+    }
+    out->stop_index = fl_stream_feed(&stream, f->checkpoint->tokenizer, &s->sampling, out->token, n_output >= min,
+                                     s->text, &out->n_bytes);
+    if (out->stop_index >= 0) {
+        out->finish = FOLOLLM_FINISH_STOP_STRING;
+    } else if ((max != 0 && n_output >= max) || s->n_tokens + 1 >= f->settings.context) {
+        out->finish = FOLOLLM_FINISH_LENGTH;
+        fl_stream_finish(&stream, s->text, &out->n_bytes);
+    }
+}
+
+FOLOLLM_API folollm_status folollm_sample(folollm *f, folollm_seq seq, folollm_sampled *out, folollm_logprob *top,
+                                          size_t n_top, folollm_error *error) {
+    fl_sequence *s;
+    FL_TRY(fl_need_logits(f, seq, &s, error));
+    uint32_t vocab = f->checkpoint->weights.config.vocab;
+    if (out == NULL || (top == NULL && n_top > 0) || n_top > vocab) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "sample: a place for the result is needed, and at most %u top entries",
+                       (uint64_t)vocab);
+    }
+    fl_history history = fl_sequence_history(s, &f->pages);
+    folollm_logprob chosen;
+    if (!fl_sampler_choose(&f->sampler, &f->worker.cpu.base, &s->sampling, s->logits, &history, &chosen, top, n_top)) {
+        return fl_fail(error, FOLOLLM_E_STATE, "sequence %u: biases and min_tokens ban every token", (uint64_t)seq);
+    }
+    out->token = chosen.token;
+    out->chosen = chosen;
+    fl_sample_text(f, s, out);
+    return FOLOLLM_OK;
+}

@@ -1,0 +1,50 @@
+#include "engine/worker.h"
+
+FL_LOCAL void fl_worker_layout(fl_worker *w, const fl_weights *weights, const fl_worker_options *o) {
+    const fl_config *c = &weights->config;
+    fl_limits limits = fl_runner_limits(c, o->n_rows);
+    w->weights = weights;
+    fl_cpu_layout(&w->cpu, &w->scratch, &limits, o->n_threads);
+    fl_activations_layout(&w->activations, &w->scratch, &limits);
+    fl_rope_layout(&w->rope, &w->scratch, c);
+    w->kv.type = o->kv;
+    w->kv.n_layers = c->n_layers;
+    w->kv.n_pages = o->n_pages;
+    w->kv.n_kv_heads = c->n_kv_heads;
+    w->kv.head_dim = c->head_dim;
+    size_t values = (size_t)c->n_kv_heads * c->head_dim * FL_PAGE_TOKENS * fl_kv_value_bytes(o->kv);
+    size_t layers = (size_t)c->n_layers * values; /* below 2^63: every factor is bounded by config.c */
+    w->cache.raw = true; /* a slot is read only after it was written */
+    w->kv.k = fl_take(&w->cache, o->n_pages, layers);
+    w->kv.v = fl_take(&w->cache, o->n_pages, layers);
+}
+
+FL_LOCAL folollm_status fl_worker_open(fl_memory *m, fl_worker *w, const fl_worker_options *o,
+                                       folollm_error *error) {
+    FL_TRY(fl_arena_open(m, &w->scratch, "scratch memory", error));
+    FL_TRY(fl_arena_open(m, &w->cache, "the KV cache", error));
+    FL_TRY(fl_pool_open(m, o->n_threads, &w->pool, error));
+    fl_worker_layout(w, w->weights, o);
+    fl_cpu_init(&w->cpu, o->kernels, w->pool);
+    fl_rope_init(&w->rope, &w->weights->config, o->context);
+    return FOLOLLM_OK;
+}
+
+FL_LOCAL void fl_worker_close(fl_memory *m, fl_worker *w) {
+    fl_pool_close(m, w->pool);
+    fl_arena_close(m, &w->scratch);
+    fl_arena_close(m, &w->cache);
+}
+
+FL_LOCAL void fl_worker_run(fl_worker *w, const fl_batch *batch, float *logits) {
+    fl_runner_forward(w->weights, &w->rope, &w->cpu.base, &w->activations, &w->kv, batch, logits);
+}
+
+FL_LOCAL void fl_worker_copy_page(fl_worker *w, uint32_t from, uint32_t to) {
+    size_t bytes = fl_kv_offset(&w->kv, 0, 1, 0);
+    for (size_t layer = 0; layer < w->kv.n_layers; layer++) {
+        size_t source = fl_kv_offset(&w->kv, layer, from, 0), target = fl_kv_offset(&w->kv, layer, to, 0);
+        memcpy(w->kv.k + target, w->kv.k + source, bytes);
+        memcpy(w->kv.v + target, w->kv.v + source, bytes);
+    }
+}

@@ -1,0 +1,37 @@
+/* The worker: one device with its share of the memory (KV cache, activations), ready to run batches. It knows
+ * nothing of requests. */
+#ifndef FL_WORKER_H
+#define FL_WORKER_H
+
+#include "model/runner.h"
+#include "ops/cpu.h"
+
+typedef struct fl_worker_options {
+    uint32_t n_pages, n_rows, n_threads, context;
+    folollm_kv_type kv;
+    const fl_kernels *kernels;
+} fl_worker_options;
+
+typedef struct fl_worker {
+    const fl_weights *weights;
+    fl_pool *pool;
+    fl_cpu_backend cpu;
+    fl_rope rope;
+    fl_activations activations;
+    fl_kv kv;
+    fl_arena scratch, cache;
+} fl_worker;
+
+/* Lay out, dry or real: w->scratch and w->cache count or get their memory. */
+FL_LOCAL void fl_worker_layout(fl_worker *w, const fl_weights *weights, const fl_worker_options *o);
+
+/* After a dry layout: allocate and start. On failure fl_worker_close gives everything back. */
+FL_LOCAL folollm_status fl_worker_open(fl_memory *m, fl_worker *w, const fl_worker_options *o, folollm_error *error);
+FL_LOCAL void fl_worker_close(fl_memory *m, fl_worker *w);
+
+FL_LOCAL void fl_worker_run(fl_worker *w, const fl_batch *batch, float *logits);
+
+/* Copy the keys and values of one page over another's. */
+FL_LOCAL void fl_worker_copy_page(fl_worker *w, uint32_t from, uint32_t to);
+
+#endif

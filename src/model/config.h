@@ -1,0 +1,49 @@
+/* The config.json of a checkpoint as validated hyper-parameters. What differs between architectures is data: a row
+ * of a table in config.c. */
+#ifndef FL_CONFIG_H
+#define FL_CONFIG_H
+
+#include "base/memory.h"
+
+#define FL_LAYERS_MAX 1024u
+
+typedef enum fl_rope_kind {
+    FL_ROPE_DEFAULT,
+    FL_ROPE_LINEAR,
+    FL_ROPE_NTK,     /* static: the base is scaled once */
+    FL_ROPE_DYNAMIC, /* NTK by the length; here, of the context as opened */
+    FL_ROPE_YARN,
+    FL_ROPE_LLAMA3
+} fl_rope_kind;
+
+typedef struct fl_rope_config {
+    fl_rope_kind kind;
+    double theta, factor;
+    double original;                       /* positions that the model was trained on before scaling */
+    double beta_fast, beta_slow;           /* yarn */
+    double attention_factor;               /* yarn: of cosines and sines; 0: from factor */
+    double mscale, mscale_all_dim;         /* yarn */
+    bool truncate;                         /* yarn: round the borders of the ramp */
+    double low_freq_factor, high_freq_factor; /* llama3 */
+} fl_rope_config;
+
+typedef struct fl_config {
+    char architecture[32];
+    uint32_t n_layers, dim, n_heads, n_kv_heads, head_dim, ffn_dim, vocab;
+    uint32_t max_positions; /* as written */
+    uint32_t max_context;   /* what RoPE scaling makes of it */
+    float norm_epsilon;
+    bool tied, qk_norm, qkv_bias, o_bias, mlp_bias;
+    uint32_t window;                       /* keys that a sliding layer sees; 0: none slides */
+    uint32_t sliding[FL_LAYERS_MAX / 32];  /* bit per layer */
+    fl_rope_config rope;
+} fl_config;
+
+/* Read and check directory/config.json. FOLOLLM_E_UNSUPPORTED names what is not computed here. */
+FL_LOCAL folollm_status fl_config_read(fl_memory *m, fl_config *c, const char *directory, folollm_error *error);
+
+FL_INLINE uint32_t fl_config_window(const fl_config *c, uint32_t layer) {
+    return c->sliding[layer / 32] >> (layer % 32) & 1u ? c->window : 0;
+}
+
+#endif

@@ -1,0 +1,21 @@
+/* What generation_config.json and config.json say about stopping and sampling. */
+#ifndef FL_GENERATION_H
+#define FL_GENERATION_H
+
+#include "base/memory.h"
+
+#define FL_EOS_MAX 32
+
+typedef struct fl_generation {
+    folollm_token eos[FL_EOS_MAX]; /* (n_eos) every id that ends a text */
+    size_t n_eos;
+    folollm_sampling sampling;     /* of the checkpoint; greedy unless it says do_sample */
+} fl_generation;
+
+FL_LOCAL folollm_status fl_generation_read(fl_memory *m, fl_generation *g, const char *directory,
+                                           folollm_error *error);
+
+/* Add an id that ends a text; -1 and repetitions are passed over. */
+FL_LOCAL void fl_generation_add_eos(fl_generation *g, folollm_token id);
+
+#endif

@@ -1,0 +1,195 @@
+#include "model/weights.h"
+
+#include "base/math.h"
+
+typedef struct fl_binder {
+    fl_memory *memory;
+    fl_weights *w;
+    uint32_t layer;
+    folollm_error *error;
+} fl_binder;
+
+/* The tensor of this name with just this shape (n_cols 0: a vector). pattern: %u stands for the layer. */
+static folollm_status fl_bind_find(const fl_binder *b, const char *pattern, size_t n_rows, size_t n_cols,
+                                   const fl_tensor **out) {
+    char name[128];
+    size_t n = fl_format(name, sizeof name, pattern, (uint64_t)b->layer);
+    fl_str key = {name, n};
+    const fl_tensor *t = fl_tensors_find(&b->w->tensors, key);
+    if (t == NULL) {
+        return fl_fail(b->error, FOLOLLM_E_FORMAT, "tensor %S is not in the checkpoint, but config.json implies it",
+                       &key);
+    }
+    uint64_t rows = t->n_dims > 0 ? t->shape[0] : 0, cols = t->n_dims > 1 ? t->shape[1] : 0;
+    if (t->n_dims != (n_cols != 0 ? 2u : 1u) || rows != n_rows || cols != n_cols) {
+        return fl_fail(b->error, FOLOLLM_E_FORMAT,
+                       "%s: tensor %S is %u x %u (%u dimensions); config.json implies %u x %u",
+                       b->w->tensors.files[t->file].path, &key, rows, cols, (uint64_t)t->n_dims, (uint64_t)n_rows,
+                       (uint64_t)n_cols);
+    }
+    if (t->type == FL_DTYPE_OTHER) {
+        return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED, "%s: tensor %S has dtype %s; BF16, F16 and F32 are computed",
+                       b->w->tensors.files[t->file].path, &key, t->type_name);
+    }
+    *out = t;
+    return FOLOLLM_OK;
+}
+
+/* Count a tensor; while loading, tell the host and let it cancel. */
+static folollm_status fl_bind_done(fl_binder *b, const fl_tensor *t) {
+    const folollm_host *host = &b->memory->host;
+    fl_weights *w = b->w;
+    w->types[t->type] = true;
+    w->done_bytes += t->n_bytes;
+    if (w->arena.base == NULL) {
+        w->n_params += t->n_bytes / fl_dtype_bytes(t->type);
+        w->total_bytes += t->n_bytes;
+        return FOLOLLM_OK;
+    }
+    if (host->progress != NULL && host->progress(host->user, w->done_bytes, w->total_bytes) != 0) {
+        return fl_fail(b->error, FOLOLLM_E_CANCELLED, "loading was cancelled by the host after %u of %u bytes",
+                       w->done_bytes, w->total_bytes);
+    }
+    return FOLOLLM_OK;
+}
+
+/* A vector as floats. */
+static folollm_status fl_bind_vector(fl_binder *b, const char *pattern, size_t n, const float **out) {
+    const fl_tensor *t;
+    FL_TRY(fl_bind_find(b, pattern, n, 0, &t));
+    float *v = fl_take(&b->w->arena, n, sizeof *v);
+    if (v != NULL) {
+        fl_file *file = &b->w->tensors.files[t->file];
+        size_t bytes = (size_t)t->n_bytes;
+        /* Read into the end of its own room: conversion then runs ahead of what is still to be read. */
+        uint8_t *raw = (uint8_t *)v + n * sizeof *v - bytes;
+        FL_TRY(fl_file_read(file, t->offset, raw, bytes, b->error));
+        for (size_t i = 0; i < n; i++) {
+            float value;
+            fl_to_float(t->type, raw + i * fl_dtype_bytes(t->type), 1, &value);
+            v[i] = value;
+        }
+    }
+    *out = v;
+    return fl_bind_done(b, t);
+}
+
+/* One more part of a matrix. bias: its pattern, or NULL. */
+static folollm_status fl_bind_part(fl_binder *b, fl_matrix *m, const char *pattern, const char *bias, size_t n_rows,
+                                   size_t n_cols) {
+    const fl_tensor *t;
+    FL_TRY(fl_bind_find(b, pattern, n_rows, n_cols, &t));
+    fl_file *file = &b->w->tensors.files[t->file];
+    fl_part *part = &m->parts[m->n_parts++];
+    m->n_rows += n_rows;
+    m->n_cols = n_cols;
+    part->n_rows = n_rows;
+    part->type = t->type;
+    if (file->map != NULL && ((uintptr_t)file->map + t->offset) % fl_dtype_bytes(t->type) == 0) {
+        part->data = file->map + t->offset;
+        b->w->mapped_bytes += b->w->arena.base == NULL ? t->n_bytes : 0;
+    } else {
+        if (t->n_bytes > SIZE_MAX) {
+            return fl_fail(b->error, FOLOLLM_E_MEMORY, "tensor %S is larger than the address space", &t->name);
+        }
+        void *data = fl_take(&b->w->arena, (size_t)t->n_bytes, 1);
+        if (data != NULL) {
+            FL_TRY(fl_file_read(file, t->offset, data, (size_t)t->n_bytes, b->error));
+        }
+        part->data = data;
+    }
+    if (bias != NULL) {
+        FL_TRY(fl_bind_vector(b, bias, n_rows, &part->bias));
+    }
+    return fl_bind_done(b, t);
+}
+
+static folollm_status fl_bind_attention(fl_binder *b, fl_layer *l) {
+    const fl_config *c = &b->w->config;
+    size_t d = c->head_dim, q = c->n_heads * d, kv = c->n_kv_heads * d;
+    const char *q_bias = c->qkv_bias ? "model.layers.%u.self_attn.q_proj.bias" : NULL;
+    const char *k_bias = c->qkv_bias ? "model.layers.%u.self_attn.k_proj.bias" : NULL;
+    const char *v_bias = c->qkv_bias ? "model.layers.%u.self_attn.v_proj.bias" : NULL;
+    const char *o_bias = c->o_bias ? "model.layers.%u.self_attn.o_proj.bias" : NULL;
+    FL_TRY(fl_bind_vector(b, "model.layers.%u.input_layernorm.weight", c->dim, &l->attention_norm));
+    FL_TRY(fl_bind_part(b, &l->qkv, "model.layers.%u.self_attn.q_proj.weight", q_bias, q, c->dim));
+    FL_TRY(fl_bind_part(b, &l->qkv, "model.layers.%u.self_attn.k_proj.weight", k_bias, kv, c->dim));
+    FL_TRY(fl_bind_part(b, &l->qkv, "model.layers.%u.self_attn.v_proj.weight", v_bias, kv, c->dim));
+    FL_TRY(fl_bind_part(b, &l->o, "model.layers.%u.self_attn.o_proj.weight", o_bias, c->dim, q));
+    fl_attention *a = &l->attention;
+    if (c->qk_norm) {
+        FL_TRY(fl_bind_vector(b, "model.layers.%u.self_attn.q_norm.weight", d, &a->q_norm));
+        FL_TRY(fl_bind_vector(b, "model.layers.%u.self_attn.k_norm.weight", d, &a->k_norm));
+    }
+    a->n_heads = c->n_heads;
+    a->n_kv_heads = c->n_kv_heads;
+    a->head_dim = d;
+    a->norm_epsilon = c->norm_epsilon;
+    a->scale = (float)fl_pow((double)d, -0.5);
+    a->window = fl_config_window(c, b->layer);
+    return FOLOLLM_OK;
+}
+
+static folollm_status fl_bind_mlp(fl_binder *b, fl_layer *l) {
+    const fl_config *c = &b->w->config;
+    const char *gate_bias = c->mlp_bias ? "model.layers.%u.mlp.gate_proj.bias" : NULL;
+    const char *up_bias = c->mlp_bias ? "model.layers.%u.mlp.up_proj.bias" : NULL;
+    const char *down_bias = c->mlp_bias ? "model.layers.%u.mlp.down_proj.bias" : NULL;
+    FL_TRY(fl_bind_vector(b, "model.layers.%u.post_attention_layernorm.weight", c->dim, &l->mlp_norm));
+    FL_TRY(fl_bind_part(b, &l->gate_up, "model.layers.%u.mlp.gate_proj.weight", gate_bias, c->ffn_dim, c->dim));
+    FL_TRY(fl_bind_part(b, &l->gate_up, "model.layers.%u.mlp.up_proj.weight", up_bias, c->ffn_dim, c->dim));
+    return fl_bind_part(b, &l->down, "model.layers.%u.mlp.down_proj.weight", down_bias, c->dim, c->ffn_dim);
+}
+
+/* Bind everything into w->arena, dry or real: the same walk, so that both agree. */
+static folollm_status fl_bind_all(fl_memory *m, fl_weights *w, folollm_error *error) {
+    const fl_config *c = &w->config;
+    fl_binder b = {m, w, 0, error};
+    memset(&w->embedding, 0, sizeof w->embedding);
+    memset(&w->head, 0, sizeof w->head);
+    w->done_bytes = 0;
+    w->layers = fl_take(&w->arena, c->n_layers, sizeof *w->layers);
+    FL_TRY(fl_bind_part(&b, &w->embedding, "model.embed_tokens.weight", NULL, c->vocab, c->dim));
+    for (; b.layer < c->n_layers; b.layer++) {
+        fl_layer layer;
+        memset(&layer, 0, sizeof layer);
+        FL_TRY(fl_bind_attention(&b, &layer));
+        FL_TRY(fl_bind_mlp(&b, &layer));
+        if (w->layers != NULL) {
+            w->layers[b.layer] = layer;
+        }
+    }
+    FL_TRY(fl_bind_vector(&b, "model.norm.weight", c->dim, &w->final_norm));
+    if (c->tied) {
+        w->head = w->embedding;
+        return FOLOLLM_OK;
+    }
+    return fl_bind_part(&b, &w->head, "lm_head.weight", NULL, c->vocab, c->dim);
+}
+
+FL_LOCAL folollm_status fl_weights_open(fl_memory *m, fl_weights *w, const char *directory, bool copy,
+                                        folollm_error *error) {
+    memset(w, 0, sizeof *w);
+    FL_TRY(fl_config_read(m, &w->config, directory, error));
+    FL_TRY(fl_tensors_open(m, &w->tensors, directory, error));
+    for (size_t i = 0; i < w->tensors.n_files && !copy; i++) {
+        fl_file_map(&w->tensors.files[i]);
+    }
+    folollm_status status = fl_bind_all(m, w, error);
+    if (status != FOLOLLM_OK) {
+        fl_weights_close(m, w);
+    }
+    return status;
+}
+
+FL_LOCAL folollm_status fl_weights_load(fl_memory *m, fl_weights *w, folollm_error *error) {
+    FL_TRY(fl_arena_open(m, &w->arena, "the weights", error));
+    FL_TRY(fl_bind_all(m, w, error));
+    fl_tensors_forget_names(&w->tensors);
+    return FOLOLLM_OK;
+}
+
+FL_LOCAL void fl_weights_close(fl_memory *m, fl_weights *w) {
+    fl_arena_close(m, &w->arena);
+    fl_tensors_close(&w->tensors);
+}

@@ -1,0 +1,39 @@
+/* The weights of a model, bound to the roles that the forward pass knows. Matrices stay where the file has them when
+ * that is mapped and aligned; norms and biases become float. Immutable after load. */
+#ifndef FL_WEIGHTS_H
+#define FL_WEIGHTS_H
+
+#include "formats/safetensors.h"
+#include "model/config.h"
+#include "ops/ops.h"
+
+typedef struct fl_layer {
+    const float *attention_norm, *mlp_norm; /* (dim) */
+    fl_matrix qkv;     /* (heads * head_dim + 2 * kv_heads * head_dim, dim), parts q, k, v */
+    fl_matrix o;       /* (dim, heads * head_dim) */
+    fl_matrix gate_up; /* (2 * ffn_dim, dim), parts gate, up */
+    fl_matrix down;    /* (dim, ffn_dim) */
+    fl_attention attention;
+} fl_layer;
+
+typedef struct fl_weights {
+    fl_config config;
+    fl_tensors tensors; /* keeps the files open */
+    fl_matrix embedding, head; /* (vocab, dim), the same when tied */
+    const float *final_norm;   /* (dim) */
+    fl_layer *layers;          /* (n_layers) */
+    fl_arena arena;
+    uint64_t mapped_bytes, n_params, done_bytes, total_bytes;
+    bool types[FL_DTYPE_COUNT]; /* which are there */
+} fl_weights;
+
+/* Read the headers, check every tensor against the config, and count: w->arena holds what fl_weights_load will take.
+ * On failure nothing stays open. */
+FL_LOCAL folollm_status fl_weights_open(fl_memory *m, fl_weights *w, const char *directory, bool copy,
+                                        folollm_error *error);
+
+/* After open: allocate, read or map. */
+FL_LOCAL folollm_status fl_weights_load(fl_memory *m, fl_weights *w, folollm_error *error);
+FL_LOCAL void fl_weights_close(fl_memory *m, fl_weights *w);
+
+#endif

@@ -1,0 +1,399 @@
+/* How the work of each op is cut into tasks. No cut changes a bit: every output element is computed whole by one task,
+ * in the order that the kernels fix.
+ *
+ * A product of few rows streams the weights as they are stored; of many rows, it expands a panel of FL_PANEL_OUTS
+ * weight rows to float once and uses it for every row while it is in the cache:
+ *
+ *     slot scratch:  [ panel: FL_PANEL_OUTS x n_cols | tile: n_rows x outs | tile of the second part ]
+ *     in attend:     [ queries | outputs | scores | K block | V block | maximum, sum, factor ]
+ */
+#include "ops/cpu.h"
+
+#define FL_PANEL_OUTS 24
+#define FL_FEW_ROWS 3    /* up to here weights are read as stored */
+#define FL_FEW_OUTS 96   /* outputs of one task then */
+#define FL_ROWS_A_TASK 8 /* of work by rows */
+#define FL_TILE_QUERIES 64 /* query rows of an attention tile: positions times heads of a group */
+
+static fl_cpu_backend *fl_cpu_of(fl_backend *b) {
+    return (fl_cpu_backend *)(void *)b;
+}
+
+static float *fl_cpu_scratch(const fl_cpu_backend *cpu, size_t slot) {
+    return cpu->scratch + slot * cpu->slot_floats;
+}
+
+static size_t fl_tile_positions(size_t group) {
+    return fl_max(1, FL_TILE_QUERIES / group);
+}
+
+static size_t fl_product_floats(const fl_limits *l) {
+    size_t k = fl_padded(fl_max(fl_max(l->dim, l->attention_dim), l->ffn_dim));
+    return FL_PANEL_OUTS * k + 2 * fl_max(l->n_rows * FL_PANEL_OUTS, FL_FEW_ROWS * FL_FEW_OUTS);
+}
+
+static size_t fl_attention_floats(const fl_limits *l) {
+    size_t queries = fl_tile_positions(l->group) * l->group, d = fl_padded(l->head_dim);
+    return queries * (2 * d + FL_BLOCK_TOKENS + 3) + 2 * FL_BLOCK_TOKENS * d;
+}
+
+FL_LOCAL void fl_cpu_layout(fl_cpu_backend *cpu, fl_arena *arena, const fl_limits *limits, uint32_t n_slots) {
+    cpu->n_slots = n_slots;
+    cpu->slot_floats = fl_padded(fl_max(fl_product_floats(limits), fl_attention_floats(limits)));
+    cpu->normed = fl_take(arena, limits->n_rows, fl_padded(limits->dim) * sizeof(float));
+    cpu->scratch = fl_take(arena, n_slots, cpu->slot_floats * sizeof(float));
+}
+
+/* ---- Products -- */
+
+typedef enum fl_epilogue {
+    FL_EPILOGUE_STORE,  /* y = x W^T + bias */
+    FL_EPILOGUE_ADD,    /* y += x W^T + bias */
+    FL_EPILOGUE_GATE_UP /* y = silu(x G^T + bias) * (x U^T + bias), W of two parts */
+} fl_epilogue;
+
+typedef struct fl_product {
+    const fl_cpu_backend *cpu;
+    const float *x; /* (n_rows, w->n_cols) padded */
+    size_t n_rows;
+    const fl_matrix *w;
+    fl_epilogue epilogue;
+    float *y; /* (n_rows, y_stride) */
+    size_t y_stride;
+    size_t outs; /* of one task */
+} fl_product;
+
+/* tile (n_rows, p->outs) = x times rows [first, first + n_outs) of a part, plus bias */
+static void fl_product_tile(const fl_product *p, const fl_part *part, size_t first, size_t n_outs, float *panel,
+                            float *tile) {
+    const fl_kernels *k = p->cpu->kernels;
+    size_t n = p->w->n_cols, stride = fl_padded(n), row_bytes = n * fl_dtype_bytes(part->type);
+    const uint8_t *w = (const uint8_t *)part->data + first * row_bytes;
+    if (p->n_rows <= FL_FEW_ROWS) {
+        k->matvec(part->type, p->x, stride, p->n_rows, w, n_outs, n, tile, p->outs);
+    } else {
+        for (size_t o = 0; o < n_outs; o++) {
+            k->expand(part->type, w + o * row_bytes, n, panel + o * stride);
+        }
+        k->matmul(p->x, stride, p->n_rows, panel, stride, n_outs, stride, tile, p->outs);
+    }
+    for (size_t r = 0; part->bias != NULL && r < p->n_rows; r++) {
+        k->add(part->bias + first, n_outs, tile + r * p->outs);
+    }
+}
+
+static void fl_product_task(void *context, size_t task, size_t slot) {
+    const fl_product *p = context;
+    const fl_kernels *k = p->cpu->kernels;
+    const fl_part *part = p->w->parts;
+    size_t part_begin = 0, tasks;
+    while (p->epilogue != FL_EPILOGUE_GATE_UP && task >= (tasks = fl_div_up(part->n_rows, p->outs))) {
+        task -= tasks;
+        part_begin += part->n_rows;
+        part++;
+    }
+    size_t first = task * p->outs, n_outs = fl_min(part->n_rows - first, p->outs);
+    float *panel = fl_cpu_scratch(p->cpu, slot);
+    float *tile = panel + FL_PANEL_OUTS * fl_padded(p->w->n_cols), *second = tile + p->n_rows * p->outs;
+    fl_product_tile(p, part, first, n_outs, panel, tile);
+    if (p->epilogue == FL_EPILOGUE_GATE_UP) {
+        fl_product_tile(p, part + 1, first, n_outs, panel, second);
+    }
+    for (size_t r = 0; r < p->n_rows; r++) {
+        float *y = p->y + r * p->y_stride + part_begin + first;
+        if (p->epilogue == FL_EPILOGUE_STORE) {
+            memcpy(y, tile + r * p->outs, n_outs * sizeof *y);
+        } else if (p->epilogue == FL_EPILOGUE_ADD) {
+            k->add(tile + r * p->outs, n_outs, y);
+        } else {
+            k->silu_mul(tile + r * p->outs, second + r * p->outs, n_outs, y);
+        }
+    }
+}
+
+static void fl_product_run(fl_product *p) {
+    size_t n_tasks = 0, n_parts = p->epilogue == FL_EPILOGUE_GATE_UP ? 1 : p->w->n_parts;
+    p->outs = p->n_rows <= FL_FEW_ROWS ? FL_FEW_OUTS : FL_PANEL_OUTS;
+    for (size_t i = 0; i < n_parts; i++) {
+        n_tasks += fl_div_up(p->w->parts[i].n_rows, p->outs);
+    }
+    fl_pool_run(p->cpu->pool, n_tasks, fl_product_task, p);
+}
+
+/* ---- Work by rows -- */
+
+typedef struct fl_norm_job {
+    const fl_cpu_backend *cpu;
+    const float *x; /* (all rows, n) padded */
+    const uint32_t *rows; /* which, or NULL: the first n_rows */
+    size_t n_rows, n;
+    const float *w;
+    float epsilon;
+} fl_norm_job;
+
+static void fl_norm_task(void *context, size_t task, size_t slot) {
+    const fl_norm_job *j = context;
+    size_t stride = fl_padded(j->n), end = fl_min((task + 1) * FL_ROWS_A_TASK, j->n_rows);
+    (void)slot;
+    for (size_t i = task * FL_ROWS_A_TASK; i < end; i++) {
+        size_t row = j->rows != NULL ? j->rows[i] : i;
+        j->cpu->kernels->rmsnorm(j->x + row * stride, j->w, j->n, j->epsilon, j->cpu->normed + i * stride);
+    }
+}
+
+static void fl_norm_run(fl_norm_job *job) {
+    fl_pool_run(job->cpu->pool, fl_div_up(job->n_rows, FL_ROWS_A_TASK), fl_norm_task, job);
+}
+
+static void fl_cpu_embed(fl_backend *b, const fl_matrix *table, const fl_batch *batch, float *x) {
+    const fl_cpu_backend *cpu = fl_cpu_of(b);
+    const fl_part *part = &table->parts[0];
+    size_t n = table->n_cols, row_bytes = n * fl_dtype_bytes(part->type);
+    for (size_t r = 0; r < batch->n_rows; r++) {
+        const uint8_t *row = (const uint8_t *)part->data + (size_t)batch->tokens[r] * row_bytes;
+        cpu->kernels->expand(part->type, row, n, x + r * fl_padded(n));
+    }
+}
+
+static void fl_cpu_norm_qkv(fl_backend *b, size_t n_rows, const float *x, const float *norm, float epsilon,
+                            const fl_matrix *w, float *qkv) {
+    const fl_cpu_backend *cpu = fl_cpu_of(b);
+    fl_norm_job job = {cpu, x, NULL, n_rows, w->n_cols, norm, epsilon};
+    fl_norm_run(&job);
+    fl_product p = {cpu, cpu->normed, n_rows, w, FL_EPILOGUE_STORE, qkv, fl_padded(w->n_rows), 0};
+    fl_product_run(&p);
+}
+
+static void fl_cpu_project_add(fl_backend *b, size_t n_rows, const float *in, const fl_matrix *w, float *x) {
+    fl_product p = {fl_cpu_of(b), in, n_rows, w, FL_EPILOGUE_ADD, x, fl_padded(w->n_rows), 0};
+    fl_product_run(&p);
+}
+
+static void fl_cpu_norm_gate_up(fl_backend *b, size_t n_rows, const float *x, const float *norm, float epsilon,
+                                const fl_matrix *w, float *h) {
+    const fl_cpu_backend *cpu = fl_cpu_of(b);
+    fl_norm_job job = {cpu, x, NULL, n_rows, w->n_cols, norm, epsilon};
+    fl_norm_run(&job);
+    fl_product p = {cpu, cpu->normed, n_rows, w, FL_EPILOGUE_GATE_UP, h, fl_padded(w->parts[0].n_rows), 0};
+    fl_product_run(&p);
+}
+
+static void fl_cpu_norm_head(fl_backend *b, const fl_batch *batch, const float *x, const float *norm, float epsilon,
+                             const fl_matrix *head, float *logits) {
+    const fl_cpu_backend *cpu = fl_cpu_of(b);
+    fl_norm_job job = {cpu, x, batch->wanted, batch->n_wanted, head->n_cols, norm, epsilon};
+    fl_norm_run(&job);
+    fl_product p = {cpu, cpu->normed, batch->n_wanted, head, FL_EPILOGUE_STORE, logits, head->n_rows, 0};
+    fl_product_run(&p);
+}
+
+/* ---- Rotation and the KV cache -- */
+
+typedef struct fl_rope_job {
+    const fl_cpu_backend *cpu;
+    const fl_attention *a;
+    const fl_batch *batch;
+    const float *angles; /* (n_rows, head_dim) */
+    fl_kv *kv;
+    size_t layer;
+    float *qkv; /* (n_rows, qkv_stride) */
+    size_t qkv_stride;
+} fl_rope_job;
+
+static void fl_rope_row(const fl_rope_job *j, size_t row) {
+    const fl_kernels *k = j->cpu->kernels;
+    const fl_attention *a = j->a;
+    size_t d = a->head_dim, page = j->batch->slots[row] / FL_PAGE_TOKENS, token = j->batch->slots[row] % FL_PAGE_TOKENS;
+    const float *cosines = j->angles + row * d, *sines = cosines + d / 2;
+    float *x = j->qkv + row * j->qkv_stride;
+    for (size_t h = 0; h < a->n_heads + a->n_kv_heads; h++, x += d) {
+        const float *norm = h < a->n_heads ? a->q_norm : a->k_norm;
+        if (norm != NULL) {
+            k->rmsnorm(x, norm, d, a->norm_epsilon, x);
+        }
+        k->rotate(x, cosines, sines, d / 2);
+    }
+    x -= a->n_kv_heads * d;
+    for (size_t h = 0; h < a->n_kv_heads; h++, x += d) {
+        size_t at = fl_kv_offset(j->kv, j->layer, page, h) + token * d * fl_kv_value_bytes(j->kv->type);
+        k->store(j->kv->type, x, d, j->kv->k + at);
+        k->store(j->kv->type, x + a->n_kv_heads * d, d, j->kv->v + at);
+    }
+}
+
+static void fl_rope_task(void *context, size_t task, size_t slot) {
+    const fl_rope_job *j = context;
+    size_t end = fl_min((task + 1) * FL_ROWS_A_TASK, j->batch->n_rows);
+    (void)slot;
+    for (size_t row = task * FL_ROWS_A_TASK; row < end; row++) {
+        fl_rope_row(j, row);
+    }
+}
+
+static void fl_cpu_rope_store(fl_backend *b, const fl_attention *a, const fl_batch *batch, const float *angles,
+                              fl_kv *kv, size_t layer, float *qkv) {
+    size_t qkv_dim = (a->n_heads + 2 * a->n_kv_heads) * a->head_dim;
+    fl_rope_job job = {fl_cpu_of(b), a, batch, angles, kv, layer, qkv, fl_padded(qkv_dim)};
+    fl_pool_run(job.cpu->pool, fl_div_up(batch->n_rows, FL_ROWS_A_TASK), fl_rope_task, &job);
+}
+
+/* ---- Attention: FlashAttention (Dao et al., 2022) over pages -- */
+
+typedef struct fl_attend_job {
+    const fl_cpu_backend *cpu;
+    const fl_attention *a;
+    const fl_batch *batch;
+    const fl_kv *kv;
+    size_t layer;
+    const float *qkv; /* (n_rows, qkv_stride) */
+    float *out;       /* (n_rows, out_stride) */
+    size_t qkv_stride, out_stride, group, tile_positions;
+} fl_attend_job;
+
+/* Some consecutive rows of one run, all query heads of one kv head: (n * group) queries, row by row. */
+typedef struct fl_attend_tile {
+    const fl_attend_job *job;
+    const uint32_t *pages;
+    size_t first_row, n, kv_head;
+    size_t position; /* of the first row */
+    float *q, *o;    /* (n * group, padded head_dim) */
+    float *scores;   /* (n * group, FL_BLOCK_TOKENS) */
+    float *k, *v;    /* (FL_BLOCK_TOKENS, padded head_dim) */
+    float *maximum, *sum, *factor; /* (n * group) */
+} fl_attend_tile;
+
+static void fl_attend_begin(fl_attend_tile *t, float *scratch) {
+    const fl_attend_job *j = t->job;
+    size_t d = j->a->head_dim, stride = fl_padded(d), n = t->n * j->group;
+    t->q = scratch;
+    t->o = t->q + n * stride;
+    t->scores = t->o + n * stride;
+    t->k = t->scores + n * FL_BLOCK_TOKENS;
+    t->v = t->k + FL_BLOCK_TOKENS * stride;
+    t->maximum = t->v + FL_BLOCK_TOKENS * stride;
+    t->sum = t->maximum + n;
+    t->factor = t->sum + n;
+    memset(t->q, 0, 2 * n * stride * sizeof *t->q);
+    for (size_t i = 0; i < n; i++) {
+        size_t row = t->first_row + i / j->group, head = t->kv_head * j->group + i % j->group;
+        memcpy(t->q + i * stride, j->qkv + row * j->qkv_stride + head * d, d * sizeof *t->q);
+        t->maximum[i] = -FLT_MAX;
+        t->sum[i] = 0;
+    }
+}
+
+/* Tokens [begin, begin + n) of the sequence as floats. begin is a multiple of FL_BLOCK_TOKENS. */
+static void fl_attend_load(const fl_attend_tile *t, const uint8_t *from, size_t begin, size_t n, float *to) {
+    static const fl_dtype types[] = {FL_F16, FL_F32, FL_BF16};
+    const fl_attend_job *j = t->job;
+    size_t d = j->a->head_dim, stride = fl_padded(d), row_bytes = d * fl_kv_value_bytes(j->kv->type);
+    fl_dtype type = types[j->kv->type];
+    for (size_t i = 0; i < n; i += FL_PAGE_TOKENS) {
+        size_t m = fl_min(n - i, FL_PAGE_TOKENS);
+        const uint8_t *page =
+            from + fl_kv_offset(j->kv, j->layer, t->pages[(begin + i) / FL_PAGE_TOKENS], t->kv_head);
+        if (d == stride) {
+            j->cpu->kernels->expand(type, page, m * d, to + i * stride);
+        } else {
+            for (size_t token = 0; token < m; token++) {
+                j->cpu->kernels->expand(type, page + token * row_bytes, d, to + (i + token) * stride);
+            }
+        }
+    }
+}
+
+/* The keys that the i-th row of the tile sees. */
+static void fl_attend_range(const fl_attend_tile *t, size_t i, size_t *begin, size_t *end) {
+    size_t window = t->job->a->window;
+    *end = t->position + i + 1;
+    *begin = window != 0 && *end > window ? *end - window : 0;
+}
+
+static void fl_attend_block(fl_attend_tile *t, size_t block, size_t n_keys) {
+    const fl_attend_job *j = t->job;
+    const fl_kernels *k = j->cpu->kernels;
+    size_t stride = fl_padded(j->a->head_dim), begin, end;
+    fl_attend_load(t, j->kv->k, block, n_keys, t->k);
+    fl_attend_load(t, j->kv->v, block, n_keys, t->v);
+    k->matmul(t->q, stride, t->n * j->group, t->k, stride, n_keys, stride, t->scores, FL_BLOCK_TOKENS);
+    for (size_t row = 0; row < t->n; row++) {
+        fl_attend_range(t, row, &begin, &end);
+        begin = fl_max(begin, block) - block;
+        end = fl_min(end, block + FL_BLOCK_TOKENS) - fl_min(end, block);
+        if (begin >= end) {
+            continue;
+        }
+        size_t first = row * j->group;
+        for (size_t i = first; i < first + j->group; i++) {
+            t->factor[i] = k->softmax(t->scores + i * FL_BLOCK_TOKENS, begin, end, j->a->scale, &t->maximum[i],
+                                      &t->sum[i]);
+        }
+        k->gather(t->o + first * stride, stride, t->factor + first, t->scores + first * FL_BLOCK_TOKENS, j->group,
+                  t->v, begin, end, stride);
+    }
+}
+
+static void fl_attend_task(void *context, size_t task, size_t slot) {
+    const fl_attend_job *j = context;
+    fl_attend_tile t = {.job = j, .kv_head = task % j->a->n_kv_heads};
+    const fl_run *run = j->batch->runs;
+    size_t tile = task / j->a->n_kv_heads, tiles;
+    while (tile >= (tiles = fl_div_up(run->n_rows, j->tile_positions))) {
+        tile -= tiles;
+        run++;
+    }
+    size_t skip = tile * j->tile_positions;
+    t.pages = run->pages;
+    t.first_row = run->first_row + skip;
+    t.position = run->position + skip;
+    t.n = fl_min(run->n_rows - skip, j->tile_positions);
+    fl_attend_begin(&t, fl_cpu_scratch(j->cpu, slot));
+    size_t begin, end, ignored;
+    fl_attend_range(&t, 0, &begin, &ignored);
+    fl_attend_range(&t, t.n - 1, &ignored, &end);
+    for (size_t block = begin - begin % FL_BLOCK_TOKENS; block < end; block += FL_BLOCK_TOKENS) {
+        fl_attend_block(&t, block, fl_min(end - block, FL_BLOCK_TOKENS));
+    }
+    size_t d = j->a->head_dim;
+    for (size_t i = 0; i < t.n * j->group; i++) {
+        size_t row = t.first_row + i / j->group, head = t.kv_head * j->group + i % j->group;
+        j->cpu->kernels->scale(t.o + i * fl_padded(d), 1.0f / t.sum[i], d, j->out + row * j->out_stride + head * d);
+    }
+}
+
+static void fl_cpu_attend(fl_backend *b, const fl_attention *a, const fl_batch *batch, const fl_kv *kv,
+                          size_t layer, const float *qkv, float *out) {
+    size_t group = a->n_heads / a->n_kv_heads, n_tiles = 0;
+    size_t qkv_dim = (a->n_heads + 2 * a->n_kv_heads) * a->head_dim;
+    fl_attend_job job = {fl_cpu_of(b), a,   batch,
+                         kv,           layer, qkv,
+                         out,          fl_padded(qkv_dim), fl_padded(a->n_heads * a->head_dim),
+                         group,        fl_tile_positions(group)};
+    for (size_t i = 0; i < batch->n_runs; i++) {
+        n_tiles += fl_div_up(batch->runs[i].n_rows, job.tile_positions);
+    }
+    fl_pool_run(job.cpu->pool, n_tiles * a->n_kv_heads, fl_attend_task, &job);
+}
+
+static bool fl_cpu_softmax_stats(fl_backend *b, const float *x, size_t n, float *max, float *sum) {
+    uint32_t broken = 0;
+    for (size_t i = 0; i < n; i++) {
+        broken |= !fl_is_finite(x[i]);
+    }
+    if (broken == 0) {
+        fl_cpu_of(b)->kernels->softmax_stats(x, n, max, sum);
+    }
+    return broken == 0;
+}
+
+static const fl_ops fl_cpu_ops = {
+    fl_cpu_embed,       fl_cpu_norm_qkv,     fl_cpu_rope_store, fl_cpu_attend,
+    fl_cpu_project_add, fl_cpu_norm_gate_up, fl_cpu_norm_head,  fl_cpu_softmax_stats,
+};
+
+FL_LOCAL void fl_cpu_init(fl_cpu_backend *cpu, const fl_kernels *kernels, fl_pool *pool) {
+    cpu->base.ops = &fl_cpu_ops;
+    cpu->base.name = kernels->name;
+    cpu->kernels = kernels;
+    cpu->pool = pool;
+}

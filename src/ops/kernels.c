@@ -1,0 +1,44 @@
+/* The tables, and the choice among them. */
+#include "ops/kernels.h"
+
+#include "ops/vec_avx2.h"
+#include "ops/vec_avx512.h"
+#include "ops/vec_scalar.h"
+
+#define FL_ISA scalar
+#define FL_ISA_NAME "scalar"
+#define FL_TARGET
+#define FL_TILE_ROWS 2
+#define FL_TILE_OUTS 2
+#include "ops/kernels.inc"
+
+#if defined(__x86_64__)
+
+#define FL_ISA avx2
+#define FL_ISA_NAME "avx2"
+#define FL_TARGET FL_TARGET_AVX2
+#define FL_TILE_ROWS 2
+#define FL_TILE_OUTS 3
+#include "ops/kernels.inc"
+
+#define FL_ISA avx512
+#define FL_ISA_NAME "avx512"
+#define FL_TARGET FL_TARGET_AVX512
+#define FL_TILE_ROWS 4
+#define FL_TILE_OUTS 6
+#include "ops/kernels.inc"
+
+#endif
+
+FL_LOCAL const fl_kernels *fl_kernels_of(folollm_isa isa) {
+#if defined(__x86_64__)
+    fl_cpu cpu = fl_cpu_features();
+    if (cpu.avx512 && (isa == FOLOLLM_ISA_BEST || isa == FOLOLLM_ISA_AVX512)) {
+        return &fl_kernels_avx512;
+    }
+    if (cpu.avx2 && (isa == FOLOLLM_ISA_BEST || isa == FOLOLLM_ISA_AVX2)) {
+        return &fl_kernels_avx2;
+    }
+#endif
+    return isa == FOLOLLM_ISA_BEST || isa == FOLOLLM_ISA_SCALAR ? &fl_kernels_scalar : NULL;
+}

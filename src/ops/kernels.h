@@ -1,0 +1,51 @@
+/* Kernels: the arithmetic of one thread on the CPU, one table per instruction set.
+ *
+ * kernels.inc holds the only definition; each table compiles it over its own sixteen-lane vector, so the order of
+ * every sum, and with it every bit, is the same in all tables. A dot product runs along K in sixteen lanes, each one
+ * a chain of fused multiply-adds, and ends in the fixed tree of reduce_add. */
+#ifndef FL_KERNELS_H
+#define FL_KERNELS_H
+
+#include "base/os.h"
+#include "ops/ops.h"
+
+#define FL_BLOCK_TOKENS 64 /* keys that attention takes at a time, at multiples of this: the order of its sums */
+
+typedef struct fl_kernels {
+    const char *name;
+    /* y (n) = n numbers of type, then zeros up to fl_padded(n) */
+    void (*expand)(fl_dtype type, const void *from, size_t n, float *y);
+    /* y[r * y_stride + o] = x_r . w_o for n_rows rows of x and n_outs rows of w, both padded floats of k numbers */
+    void (*matmul)(const float *x, size_t x_stride, size_t n_rows, const float *w, size_t w_stride, size_t n_outs,
+                   size_t k, float *y, size_t y_stride);
+    /* The same for few rows, with w as it is stored (k numbers of type a row, packed). x rows are padded. */
+    void (*matvec)(fl_dtype type, const float *x, size_t x_stride, size_t n_rows, const void *w, size_t n_outs,
+                   size_t k, float *y, size_t y_stride);
+    /* y (n, zeros in the padding) = x / sqrt(mean(x^2) + epsilon) * w */
+    void (*rmsnorm)(const float *x, const float *w, size_t n, float epsilon, float *y);
+    /* Rotate (x_i, x_{i + half}) by the angle whose cosine and sine are given, i < half. */
+    void (*rotate)(float *x, const float *cosines, const float *sines, size_t half);
+    /* n numbers of KV cache */
+    void (*store)(folollm_kv_type type, const float *x, size_t n, void *to);
+    /* One step of the running softmax (Milakov and Gimelshein, 2018): scores (FL_BLOCK_TOKENS) become weights
+     * relative to the new maximum, zero outside [begin, end); returns the factor for what was gathered before.
+     * maximum and sum are updated. */
+    float (*softmax)(float *scores, size_t begin, size_t end, float scale, float *maximum, float *sum);
+    /* out_h = out_h * factor_h + sum over [begin, end) of weights_h[j] * v_j, in order of j; n_heads rows of out and of
+     * weights (stride FL_BLOCK_TOKENS), v (FL_BLOCK_TOKENS, padded n). */
+    void (*gather)(float *out, size_t out_stride, const float *factors, const float *weights, size_t n_heads,
+                   const float *v, size_t begin, size_t end, size_t n);
+    /* y = x * factor */
+    void (*scale)(const float *x, float factor, size_t n, float *y);
+    /* y = y + x */
+    void (*add)(const float *x, size_t n, float *y);
+    /* y = g / (1 + exp(-g)) * u */
+    void (*silu_mul)(const float *g, const float *u, size_t n, float *y);
+    /* The largest of x (n > 0) and the sum of exp(x - largest) */
+    void (*softmax_stats)(const float *x, size_t n, float *max, float *sum);
+} fl_kernels;
+
+/* NULL: this processor, or this build, does not have it. BEST is never NULL. */
+FL_LOCAL const fl_kernels *fl_kernels_of(folollm_isa isa);
+
+#endif

@@ -1,0 +1,118 @@
+/* Ops: the contract between the forward pass and a backend.
+ *
+ * The runner speaks in coarse steps over many rows (a row is one token of one sequence), so that a backend keeps room
+ * to fuse, and one forward pass serves one row or a thousand. Matrices are (n_rows, n_cols) row-major as a checkpoint
+ * stores them: y = x W^T. Merged ones (QKV, gate and up) are one matrix of several parts.
+ *
+ * Keys and values live in pages of FL_PAGE_TOKENS tokens, layer by layer, K and V apart:
+ *
+ *     k: [layer][page][kv_head][token of the page][head_dim]      slot = page * FL_PAGE_TOKENS + token of the page
+ *
+ * What every entry computes, and in which order it adds, is defined by the scalar kernels. */
+#ifndef FL_OPS_H
+#define FL_OPS_H
+
+#include "base/memory.h"
+#include "formats/dtype.h"
+
+#define FL_LANES 16 /* lanes of every sum; rows of activations are padded to a multiple with zeros */
+
+typedef struct fl_part {
+    const void *data;  /* (n_rows, n_cols) of type, aligned to the type */
+    size_t n_rows;
+    fl_dtype type;
+    const float *bias; /* (n_rows), or NULL */
+} fl_part;
+
+typedef struct fl_matrix {
+    size_t n_rows, n_cols; /* n_rows: of all parts */
+    uint32_t n_parts;
+    fl_part parts[3];
+} fl_matrix;
+
+/* Consecutive rows of a batch that are consecutive tokens of one sequence. */
+typedef struct fl_run {
+    size_t first_row, n_rows;
+    uint32_t position;     /* of the first row */
+    const uint32_t *pages; /* the sequence's page table */
+} fl_run;
+
+typedef struct fl_batch {
+    size_t n_rows;
+    const folollm_token *tokens; /* (n_rows) */
+    const uint32_t *positions;   /* (n_rows) */
+    const uint32_t *slots;       /* (n_rows) where each row's K and V go */
+    const fl_run *runs;
+    size_t n_runs;
+    const uint32_t *wanted; /* (n_wanted) rows whose logits are wanted, ascending */
+    size_t n_wanted;
+} fl_batch;
+
+typedef struct fl_kv {
+    folollm_kv_type type;
+    uint8_t *k, *v;
+    size_t n_layers, n_pages, n_kv_heads, head_dim;
+} fl_kv;
+
+FL_INLINE size_t fl_kv_value_bytes(folollm_kv_type type) {
+    return type == FOLOLLM_KV_F32 ? 4 : 2;
+}
+
+/* Bytes from the start of k or v to [layer][page][kv_head][0][0]. */
+FL_INLINE size_t fl_kv_offset(const fl_kv *kv, size_t layer, size_t page, size_t kv_head) {
+    size_t block = ((layer * kv->n_pages + page) * kv->n_kv_heads + kv_head) * FL_PAGE_TOKENS;
+    return block * kv->head_dim * fl_kv_value_bytes(kv->type);
+}
+
+typedef struct fl_attention { /* of one layer */
+    size_t n_heads, n_kv_heads, head_dim;
+    const float *q_norm, *k_norm; /* (head_dim) or NULL */
+    float norm_epsilon;
+    float scale;     /* of the scores */
+    uint32_t window; /* keys a row sees, itself included; 0: all before it */
+} fl_attention;
+
+/* The widest shapes that a backend must be ready for. */
+typedef struct fl_limits {
+    size_t n_rows; /* of a batch */
+    size_t dim, qkv_dim, attention_dim, ffn_dim, head_dim, group; /* group: query heads per kv head */
+} fl_limits;
+
+FL_INLINE size_t fl_padded(size_t n) {
+    return (n + FL_LANES - 1) / FL_LANES * FL_LANES;
+}
+
+typedef struct fl_backend fl_backend;
+
+/* Activations are float; (n_rows, n) means a stride of fl_padded(n) and zeros in the padding. No entry allocates. */
+typedef struct fl_ops {
+    /* x (n_rows, dim) = rows of table */
+    void (*embed)(fl_backend *b, const fl_matrix *table, const fl_batch *batch, float *x);
+    /* qkv (n_rows, qkv_dim) = RMSNorm(x) W^T + bias */
+    void (*norm_qkv)(fl_backend *b, size_t n_rows, const float *x, const float *norm, float epsilon,
+                     const fl_matrix *w, float *qkv);
+    /* In qkv: RMSNorm per head of q and k, then rotation by angles (n_rows, head_dim): cosines, then sines, of each
+     * half; k and v into their slots. Rotate-half pairs: (i, i + head_dim / 2). */
+    void (*rope_store)(fl_backend *b, const fl_attention *a, const fl_batch *batch, const float *angles, fl_kv *kv,
+                       size_t layer, float *qkv);
+    /* out (n_rows, n_heads * head_dim): each row against the keys of its sequence up to its own position */
+    void (*attend)(fl_backend *b, const fl_attention *a, const fl_batch *batch, const fl_kv *kv, size_t layer,
+                   const float *qkv, float *out);
+    /* x (n_rows, w.n_rows) += in (n_rows, w.n_cols) W^T + bias */
+    void (*project_add)(fl_backend *b, size_t n_rows, const float *in, const fl_matrix *w, float *x);
+    /* h (n_rows, ffn_dim) = silu(g) * u, with [g, u] = RMSNorm(x) W^T + bias */
+    void (*norm_gate_up)(fl_backend *b, size_t n_rows, const float *x, const float *norm, float epsilon,
+                         const fl_matrix *w, float *h);
+    /* logits (n_wanted, head.n_rows), not padded = RMSNorm(x of the wanted rows) W^T */
+    void (*norm_head)(fl_backend *b, const fl_batch *batch, const float *x, const float *norm, float epsilon,
+                      const fl_matrix *head, float *logits);
+    /* *max of x (n), *sum of exp(x - *max); false if any of x is not finite */
+    bool (*softmax_stats)(fl_backend *b, const float *x, size_t n, float *max, float *sum);
+} fl_ops;
+
+struct fl_backend {
+    const fl_ops *ops;
+    const char *name; /* of the kernels, as in folollm_info */
+};
+
+#endif

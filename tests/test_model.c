@@ -1,0 +1,199 @@
+/* The forward pass against Hugging Face: logits and greedy text of the checkpoints of vectors/models, which
+ * oracle/make_models.py wrote with transformers, in every table of kernels that this processor has.
+ *
+ *     cc -O2 tests/test_model.c -lutf8proc -lm -lpthread && ./a.out     (from the root of the repository)
+ */
+#include "../folollm.c"
+
+#include "check.h"
+
+#include <stdlib.h>
+
+#define GATE_F32_KV 1e-10 /* NMSE against float64 on the same weights, KV in float32 */
+#define GATE_F16_KV 1e-5
+#define GREEDY 16
+
+typedef struct vector_case {
+    uint32_t n_ids, n_rows, vocab, context;
+    const int32_t *ids, *rows;
+    const float *logits32, *logits64;
+    const int32_t *greedy;
+    const float *gaps;
+} vector_case;
+
+typedef struct vectors {
+    uint32_t *words; /* the whole file */
+    size_t n_words, at;
+    uint32_t n_cases;
+} vectors;
+
+static uint32_t *take(vectors *v, size_t n) {
+    uint32_t *p = v->words + v->at;
+    if (v->at + n > v->n_words) {
+        printf("a vector file is too short\n");
+        exit(2);
+    }
+    v->at += n;
+    return p;
+}
+
+static vectors open_vectors(const char *path) {
+    vectors v = {NULL, 0, 0, 0};
+    FILE *f = fopen(path, "rb");
+    if (f == NULL || fseek(f, 0, SEEK_END) != 0) {
+        printf("cannot read %s: run from the root of the repository\n", path);
+        exit(2);
+    }
+    v.n_words = (size_t)ftell(f) / 4;
+    v.words = malloc(v.n_words * 4);
+    rewind(f);
+    if (fread(v.words, 4, v.n_words, f) != v.n_words || memcmp(take(&v, 1), "FLV1", 4) != 0) {
+        exit(2);
+    }
+    fclose(f);
+    v.n_cases = *take(&v, 1);
+    return v;
+}
+
+static vector_case next_case(vectors *v) {
+    vector_case c;
+    uint32_t *head = take(v, 4);
+    c.n_ids = head[0];
+    c.n_rows = head[1];
+    c.vocab = head[2];
+    c.context = head[3];
+    size_t n = (size_t)c.n_rows * c.vocab;
+    c.ids = (const int32_t *)take(v, c.n_ids);
+    c.rows = (const int32_t *)take(v, c.n_rows);
+    c.logits32 = (const float *)take(v, n);
+    c.logits64 = (const float *)take(v, n);
+    c.greedy = (const int32_t *)take(v, GREEDY);
+    c.gaps = (const float *)take(v, GREEDY);
+    return c;
+}
+
+/* Sum of squared differences over sum of squares, at the rows of the case. */
+static double nmse(const vector_case *c, const float *ours, const float *theirs) {
+    double difference = 0, total = 0;
+    for (uint32_t r = 0; r < c->n_rows; r++) {
+        for (uint32_t i = 0; i < c->vocab; i++) {
+            double a = ours[(size_t)c->rows[r] * c->vocab + i], b = theirs[(size_t)r * c->vocab + i];
+            difference += (a - b) * (a - b);
+            total += b * b;
+        }
+    }
+    return difference / total;
+}
+
+static folollm *open_model(const char *path, const vector_case *c, folollm_isa isa, folollm_kv_type kv) {
+    folollm_options o = {.context = c->context, .isa = isa, .kv = kv, .n_threads = 2, .chunk = 7};
+    folollm_error error;
+    folollm *f = NULL;
+    if (!CHECK(folollm_load(path, &o, &f, &error) == FOLOLLM_OK)) {
+        printf("  %s: %s\n", path, error.text);
+    }
+    return f;
+}
+
+/* Prefill with the logits of every position, then follow the greedy continuation step by step. */
+static float *run_case(folollm *f, const vector_case *c, unsigned *n_greedy_wrong) {
+    float *all = malloc((size_t)c->n_ids * c->vocab * sizeof *all);
+    folollm_sampling greedy = {.ignore_eos = 1};
+    folollm_sampled s;
+    folollm_seq seq;
+    CHECK(folollm_seq_open(f, &greedy, &seq, NULL) == FOLOLLM_OK);
+    CHECK(folollm_prefill(f, seq, c->ids, c->n_ids, all, NULL) == FOLOLLM_OK);
+    for (int i = 0; i < GREEDY; i++) {
+        if (!CHECK(folollm_sample(f, seq, &s, NULL, 0, NULL) == FOLOLLM_OK)) {
+            break;
+        }
+        *n_greedy_wrong += s.token != c->greedy[i];
+        CHECK(folollm_decode_step(f, &seq, &s.token, 1, NULL) == FOLOLLM_OK);
+    }
+    return all;
+}
+
+typedef struct worst {
+    double f32, f16, theirs;
+    unsigned greedy_wrong, n_greedy, n_cases, n_tables;
+} worst;
+
+static void test_case(const char *path, const vector_case *c, worst *w) {
+    float *first = NULL;
+    for (int isa = FOLOLLM_ISA_SCALAR; isa <= FOLOLLM_ISA_AVX512; isa++) {
+        if (fl_kernels_of((folollm_isa)isa) == NULL) {
+            continue;
+        }
+        folollm *f = open_model(path, c, (folollm_isa)isa, FOLOLLM_KV_F32);
+        if (f == NULL) {
+            return;
+        }
+        unsigned wrong = 0;
+        float *logits = run_case(f, c, &wrong);
+        double error = nmse(c, logits, c->logits64);
+        w->f32 = error > w->f32 ? error : w->f32;
+        w->greedy_wrong += wrong;
+        w->n_greedy += GREEDY;
+        w->n_tables++;
+        if (!CHECK(error <= GATE_F32_KV) || !CHECK(wrong == 0)) {
+            printf("  %s, %s: NMSE %.3g, %u greedy tokens differ\n", path, f->settings.kernels->name, error, wrong);
+        }
+        if (first == NULL) {
+            first = logits;
+        } else {
+            CHECK_TEXT(memcmp(first, logits, (size_t)c->n_ids * c->vocab * 4) == 0, "all tables give the same bits");
+            free(logits);
+        }
+        folollm_free(f);
+    }
+    double theirs = nmse(c, first, c->logits32);
+    w->theirs = theirs > w->theirs ? theirs : w->theirs;
+    free(first);
+    unsigned wrong = 0;
+    folollm *f = open_model(path, c, FOLOLLM_ISA_BEST, FOLOLLM_KV_F16);
+    if (f == NULL) {
+        return;
+    }
+    float *logits = run_case(f, c, &wrong);
+    double error = nmse(c, logits, c->logits64);
+    w->f16 = error > w->f16 ? error : w->f16;
+    CHECK(error <= GATE_F16_KV);
+    free(logits);
+    folollm_free(f);
+}
+
+static void test_model(const char *model, const char *vector_path, worst *w) {
+    vectors v = open_vectors(vector_path);
+    for (uint32_t i = 0; i < v.n_cases; i++) {
+        vector_case c = next_case(&v);
+        test_case(model, &c, w);
+        w->n_cases++;
+    }
+    free(v.words);
+}
+
+int main(void) {
+    char line[512], model[600], vector_path[700];
+    worst random = {0}, trained = {0};
+    FILE *index = fopen("tests/vectors/models/index.txt", "r");
+    if (index == NULL) {
+        printf("run from the root of the repository\n");
+        return 2;
+    }
+    while (fgets(line, sizeof line, index) != NULL) {
+        line[strcspn(line, " \n")] = 0;
+        snprintf(model, sizeof model, "tests/vectors/models/%s", line);
+        snprintf(vector_path, sizeof vector_path, "%s/logits.bin", model);
+        test_model(model, vector_path, &random);
+    }
+    fclose(index);
+    test_model("examples/models/tiny-shakespeare", "tests/vectors/models/tiny-shakespeare.logits.bin", &trained);
+    printf("random checkpoints: %u cases in %u tables; NMSE to float64 %.2g (f32 KV), %.2g (f16 KV); to float32 of "
+           "transformers %.2g; greedy tokens that differ: %u of %u\n",
+           random.n_cases, random.n_tables, random.f32, random.f16, random.theirs, random.greedy_wrong,
+           random.n_greedy);
+    printf("tiny-shakespeare: NMSE to float64 %.2g (f32 KV), %.2g (f16 KV); greedy tokens that differ: %u of %u\n",
+           trained.f32, trained.f16, trained.greedy_wrong, trained.n_greedy);
+    CHECK(random.n_cases > 60);
+    return check_finish();
+}
