@@ -49,7 +49,10 @@ FL_INLINE void fl_relax(void) {
 #define fl_atomic_load(p) __atomic_load_n(p, __ATOMIC_ACQUIRE)
 #define fl_atomic_store(p, v) __atomic_store_n(p, v, __ATOMIC_RELEASE)
 #define fl_atomic_add(p, v) __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL)
-#define fl_atomic_exchange(p, v) __atomic_exchange_n(p, v, __ATOMIC_ACQ_REL)
+#define fl_atomic_and(p, v) __atomic_fetch_and(p, v, __ATOMIC_ACQ_REL)
+/* *p = wanted if it is *seen; else *seen = *p and false. */
+#define fl_atomic_swap_if(p, seen, wanted) \
+    __atomic_compare_exchange_n(p, seen, wanted, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
 
 /* ---- Processor -- */
 

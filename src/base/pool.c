@@ -6,6 +6,15 @@
 #include <pthread.h>
 #endif
 
+/* A thread joins the loop that is open, if it sees it in time; the caller closes the loop when no task is left and
+ * waits only for those that joined. So a thread that the system does not run, because the cores are busy with
+ * something else, delays nothing.
+ *
+ *     state:  round (32 bits) | open (1) | threads in the loop (31)
+ */
+#define FL_POOL_OPEN (UINT64_C(1) << 31)
+#define FL_POOL_ROUND (UINT64_C(1) << 32)
+
 /* How long a thread looks for work before it sleeps: some 50 microseconds, longer than the gap between two loops of
  * one step, shorter than a host would notice. */
 #define FL_SPINS 4000
@@ -51,12 +60,11 @@ struct fl_pool {
     void *context;
     size_t n_tasks;
 
-    size_t next;      /* atomic: the task to take */
-    uint32_t round;   /* atomic: moves once per loop */
-    uint32_t working; /* atomic: threads that have not finished the loop */
-    bool stop;        /* atomic */
+    size_t next;    /* atomic: the task to take */
+    uint64_t state; /* atomic: see above */
+    bool stop;      /* atomic */
 
-    fl_mutex mutex; /* guards sleeping: held while a sleeper tests round, and while round moves */
+    fl_mutex mutex; /* guards sleeping: held while a sleeper tests the round, and while that moves */
     fl_condition wake;
     uint32_t n_asleep; /* under mutex */
     fl_worker_thread threads[]; /* (n_slots - 1) */
@@ -72,41 +80,47 @@ static void fl_pool_work(fl_pool *p, size_t slot) {
     }
 }
 
-/* Wait until round is no longer `seen`: in a short loop, then asleep. */
-static uint32_t fl_pool_await(fl_pool *p, uint32_t seen) {
+/* Wait until the round is no longer `seen`: in a short loop, then asleep. Returns the state. */
+static uint64_t fl_pool_await(fl_pool *p, uint64_t seen) {
     for (int i = 0; i < FL_SPINS; i++) {
-        uint32_t round = fl_atomic_load(&p->round);
-        if (round != seen) {
-            return round;
+        uint64_t state = fl_atomic_load(&p->state);
+        if (state / FL_POOL_ROUND != seen) {
+            return state;
         }
         fl_relax();
     }
     fl_mutex_lock(&p->mutex);
     p->n_asleep++;
-    while (fl_atomic_load(&p->round) == seen) {
+    while (fl_atomic_load(&p->state) / FL_POOL_ROUND == seen) {
         fl_condition_wait(&p->wake, &p->mutex);
     }
     p->n_asleep--;
     fl_mutex_unlock(&p->mutex);
-    return fl_atomic_load(&p->round);
+    return fl_atomic_load(&p->state);
 }
 
 static void fl_pool_thread(fl_worker_thread *self) {
     fl_pool *p = self->pool;
-    uint32_t seen = 0;
+    uint64_t seen = 0;
     for (;;) {
-        seen = fl_pool_await(p, seen);
+        uint64_t state = fl_pool_await(p, seen);
         if (fl_atomic_load(&p->stop)) {
             return;
         }
-        fl_pool_work(p, self->slot);
-        fl_atomic_add(&p->working, (uint32_t)-1);
+        while ((state & FL_POOL_OPEN) != 0 && !fl_atomic_swap_if(&p->state, &state, state + 1)) {
+        }
+        seen = state / FL_POOL_ROUND;
+        if ((state & FL_POOL_OPEN) != 0) {
+            fl_pool_work(p, self->slot);
+            fl_atomic_add(&p->state, (uint64_t)-1);
+        }
     }
 }
 
-static void fl_pool_next_round(fl_pool *p) {
+/* Open the next round (open: to work; not: to look at `stop`). No thread is in the loop. */
+static void fl_pool_next_round(fl_pool *p, uint64_t open) {
     fl_mutex_lock(&p->mutex);
-    fl_atomic_add(&p->round, 1);
+    fl_atomic_store(&p->state, (fl_atomic_load(&p->state) / FL_POOL_ROUND + 1) * FL_POOL_ROUND + open);
     if (p->n_asleep > 0) {
         fl_condition_wake(&p->wake);
     }
@@ -203,7 +217,7 @@ FL_LOCAL void fl_pool_close(fl_memory *m, fl_pool *p) {
     }
     if (p->host == NULL) {
         fl_atomic_store(&p->stop, true);
-        fl_pool_next_round(p);
+        fl_pool_next_round(p, 0);
         for (uint32_t i = 0; i < p->n_threads; i++) {
             fl_thread_join(&p->threads[i]);
         }
@@ -232,14 +246,15 @@ FL_LOCAL void fl_pool_run(fl_pool *p, size_t n, fl_task *task, void *context) {
         p->host->parallel_for(p->host->user, p->n_slots, fl_pool_host_task, p);
         return;
     }
-    fl_atomic_store(&p->working, p->n_threads);
-    fl_pool_next_round(p);
+    fl_pool_next_round(p, FL_POOL_OPEN);
     fl_pool_work(p, 0);
-    for (int i = 0; fl_atomic_load(&p->working) > 0; i++) {
+    uint64_t state = fl_atomic_and(&p->state, ~FL_POOL_OPEN);
+    for (int i = 0; state % FL_POOL_OPEN != 0; i++) {
         if (i < FL_SPINS) {
             fl_relax();
         } else {
             fl_thread_yield(); /* more threads than cores: let the one that holds the last task run */
         }
+        state = fl_atomic_load(&p->state);
     }
 }

@@ -48,19 +48,36 @@ typedef struct fl_chat_rule {
     "{%iftools%}*{%else%}{%ifmessages[0].role=='system'%}" \
     "{{'<|im_start|>system\\n'+messages[0].content+'<|im_end|>\\n'}}"
 #define FL_QWEN_TURN "(message.role=='user')or(message.role=='system'andnotloop.first)"
-#define FL_QWEN3_TURN \
-    "{{'<|im_start|>'+message.role+'\\n'+*content+'<|im_end|>\\n'}}{%elifmessage.role=='assistant'%}"
-#define FL_QWEN3_PLAIN "{{'<|im_start|>'+message.role+'\\n'+content}}"
-#define FL_QWEN3_TURNS \
+#define FL_QWEN3_ANSWER "{{'<|im_start|>'+message.role+'\\n'+content}}"
+#define FL_QWEN3_STRING \
+    "{%ifmessage.contentisstring%}{%setcontent=message.content%}{%else%}{%setcontent=''%}{%endif%}{%if" \
+    FL_QWEN_TURN "%}{{'<|im_start|>'+message.role+'\\n'+content+'<|im_end|>\\n'}}{%elifmessage.role=='assistant'%}"
+#define FL_QWEN3_ENDS "{%ifmessage.tool_calls%}*{{'<|im_end|>\\n'}}{%elifmessage.role=='tool'%}*{%endfor%}"
+#define FL_QWEN3_CONTENT(from) "{%setcontent=" from ".split('</think>')[-1].lstrip('\\n')%}"
+#define FL_QWEN3_REASONING(from) \
+    "{%setreasoning_content=" from ".split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n')%}"
+#define FL_QWEN3_OLD \
+    "{%if" FL_QWEN_TURN "%}" FL_CHATML_TURN "{%elifmessage.role=='assistant'%}{%setcontent=message.content%}" \
+    "{%setreasoning_content=''%}*{%if'</think>'inmessage.content%}" FL_QWEN3_CONTENT("message.content") \
+    FL_QWEN3_REASONING("message.content")
+#define FL_QWEN3_NEW \
+    FL_QWEN3_STRING "{%setreasoning_content=''%}*{%if'</think>'incontent%}" FL_QWEN3_REASONING("content") \
+    FL_QWEN3_CONTENT("content")
+#define FL_QWEN3_TURNS(split) \
     FL_QWEN_SYSTEM "{%endif%}{%endif%}" \
     "{%setns=namespace(multi_step_tool=true,last_query_index=messages|length-1)%}" \
-    "*ns.multi_step_toolandmessage.role=='user'*{%setns.multi_step_tool=false%}{%setns.last_query_index=index%}" \
-    "{%endif%}{%endfor%}{%formessageinmessages%}*{%if" FL_QWEN_TURN "%}" FL_QWEN3_TURN \
-    "*content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n')*" \
+    "{%formessageinmessages[::-1]%}{%setindex=(messages|length-1)-loop.index0%}" \
+    "{%ifns.multi_step_toolandmessage.role=='user'and*not(message.content.startswith('<tool_response>')and" \
+    "message.content.endswith('</tool_response>'))%}{%setns.multi_step_tool=false%}" \
+    "{%setns.last_query_index=index%}{%endif%}{%endfor%}{%formessageinmessages%}" split "{%endif%}{%endif%}" \
     "{%ifloop.index0>ns.last_query_index%}{%ifloop.lastor(notloop.lastandreasoning_content)%}" \
     "{{'<|im_start|>'+message.role+'\\n<think>\\n'+reasoning_content.strip('\\n')+'\\n</think>\\n\\n'" \
-    "+content.lstrip('\\n')}}{%else%}" FL_QWEN3_PLAIN "{%endif%}{%else%}" FL_QWEN3_PLAIN "{%endif%}" \
-    "{%ifmessage.tool_calls%}*{{'<|im_end|>\\n'}}{%elifmessage.role=='tool'%}*{%endfor%}"
+    "+content.lstrip('\\n')}}{%else%}" FL_QWEN3_ANSWER "{%endif%}{%else%}" FL_QWEN3_ANSWER "{%endif%}" \
+    FL_QWEN3_ENDS
+#define FL_QWEN3_PROMPT \
+    "{%ifadd_generation_prompt%}{{'<|im_start|>assistant\\n'}}" \
+    "{%ifenable_thinkingisdefinedandenable_thinkingisfalse%}{{'<think>\\n\\n</think>\\n\\n'}}{%endif%}{%endif%}"
+#define FL_QWEN3_OPEN_PROMPT "{%ifadd_generation_prompt%}{{'<|im_start|>assistant\\n<think>\\n'}}{%endif%}"
 #define FL_LLAMA3_PROMPT "{{'<|start_header_id|>assistant<|end_header_id|>\\n\\n'}}"
 #define FL_LLAMA3_IF_PROMPT "{%ifadd_generation_prompt%}" FL_LLAMA3_PROMPT "{%endif%}"
 #define FL_LLAMA3_TURN \
@@ -99,15 +116,12 @@ static const fl_chat_rule fl_chat_rules[] = {
      "{%elifmessage.role=='assistant'%}*{%endfor%}" FL_CHATML_PROMPT},
     /* Qwen3 that does not think */
     {FL_CHAT_CHATML, 0,
-     FL_QWEN_SYSTEM "{%endif%}{%endif%}{%formessageinmessages%}{%ifmessage.contentisstring%}"
-     "{%setcontent=message.content%}{%else%}{%setcontent=''%}{%endif%}{%if" FL_QWEN_TURN "%}" FL_QWEN3_TURN
-     FL_QWEN3_PLAIN "{%ifmessage.tool_calls%}*{{'<|im_end|>\\n'}}{%elifmessage.role=='tool'%}*{%endfor%}"
+     FL_QWEN_SYSTEM "{%endif%}{%endif%}{%formessageinmessages%}" FL_QWEN3_STRING FL_QWEN3_ANSWER FL_QWEN3_ENDS
      FL_CHATML_PROMPT},
-    {FL_CHAT_QWEN3, 0,
-     FL_QWEN3_TURNS "{%ifadd_generation_prompt%}{{'<|im_start|>assistant\\n'}}"
-     "{%ifenable_thinkingisdefinedandenable_thinkingisfalse%}{{'<think>\\n\\n</think>\\n\\n'}}{%endif%}{%endif%}"},
-    {FL_CHAT_QWEN3, FL_QWEN3_OPEN_THINK,
-     FL_QWEN3_TURNS "{%ifadd_generation_prompt%}{{'<|im_start|>assistant\\n<think>\\n'}}{%endif%}"},
+    {FL_CHAT_QWEN3, 0, FL_QWEN3_TURNS(FL_QWEN3_OLD) FL_QWEN3_PROMPT},
+    {FL_CHAT_QWEN3, 0, FL_QWEN3_TURNS(FL_QWEN3_NEW) FL_QWEN3_PROMPT},
+    {FL_CHAT_QWEN3, FL_QWEN3_OPEN_THINK, FL_QWEN3_TURNS(FL_QWEN3_OLD) FL_QWEN3_OPEN_PROMPT},
+    {FL_CHAT_QWEN3, FL_QWEN3_OPEN_THINK, FL_QWEN3_TURNS(FL_QWEN3_NEW) FL_QWEN3_OPEN_PROMPT},
     {FL_CHAT_LLAMA3, 0, FL_LLAMA3_LOOP FL_LLAMA3_IF_PROMPT},
     {FL_CHAT_LLAMA3, FL_LLAMA3_ALWAYS_PROMPT, FL_LLAMA3_LOOP FL_LLAMA3_PROMPT},
     {FL_CHAT_LLAMA3, FL_LLAMA3_DATES,

@@ -84,7 +84,7 @@ QWEN3_TOOLS = """        {%- if message.tool_calls %}
     {%- endif %}
 {%- endfor %}
 """
-QWEN3_BODY = QWEN_HEAD + """    {%- endif %}
+QWEN3_QUERY = QWEN_HEAD + """    {%- endif %}
 {%- endif %}
 {%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}
 {%- for message in messages[::-1] %}
@@ -95,12 +95,8 @@ QWEN3_BODY = QWEN_HEAD + """    {%- endif %}
         {%- set ns.last_query_index = index %}
     {%- endif %}
 {%- endfor %}
-""" + QWEN3_CONTENT + QWEN3_TURN + """        {%- set reasoning_content = '' %}
-        {%- if '</think>' in content %}
-            {%- set reasoning_content = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}
-            {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
-        {%- endif %}
-        {%- if loop.index0 > ns.last_query_index %}
+"""
+QWEN3_ANSWER = """        {%- if loop.index0 > ns.last_query_index %}
             {%- if loop.last or (not loop.last and reasoning_content) %}
                 {{- '<|im_start|>' + message.role + '\\n<think>\\n' + reasoning_content.strip('\\n') +
                     '\\n</think>\\n\\n' + content.lstrip('\\n') }}
@@ -111,12 +107,38 @@ QWEN3_BODY = QWEN_HEAD + """    {%- endif %}
             {{- '<|im_start|>' + message.role + '\\n' + content }}
         {%- endif %}
 """ + QWEN3_TOOLS
-QWEN3 = QWEN3_BODY + """{%- if add_generation_prompt %}
+QWEN3_SPLIT = """        {%- set reasoning_content = '' %}
+        {%- if message.reasoning_content is string %}
+            {%- set reasoning_content = message.reasoning_content %}
+        {%- else %}
+            {%- if '</think>' in content %}
+                {%- set reasoning_content = content.split('</think>')[0].rstrip('\\n')
+                    .split('<think>')[-1].lstrip('\\n') %}
+                {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
+            {%- endif %}
+        {%- endif %}
+"""
+QWEN3_OLD_SPLIT = """        {%- set content = message.content %}
+        {%- set reasoning_content = '' %}
+        {%- if message.reasoning_content is defined and message.reasoning_content is not none %}
+            {%- set reasoning_content = message.reasoning_content %}
+        {%- else %}
+            {%- if '</think>' in message.content %}
+                {%- set content = message.content.split('</think>')[-1].lstrip('\\n') %}
+                {%- set reasoning_content = message.content.split('</think>')[0].rstrip('\\n')
+                    .split('<think>')[-1].lstrip('\\n') %}
+            {%- endif %}
+        {%- endif %}
+"""
+QWEN3_PROMPT = """{%- if add_generation_prompt %}
     {{- '<|im_start|>assistant\\n' }}
     {%- if enable_thinking is defined and enable_thinking is false %}
         {{- '<think>\\n\\n</think>\\n\\n' }}
     {%- endif %}
 {%- endif %}"""
+QWEN3_BODY = QWEN3_QUERY + QWEN3_CONTENT + QWEN3_TURN + QWEN3_SPLIT + QWEN3_ANSWER
+QWEN3 = (QWEN3_QUERY + "{%- for message in messages %}\n" + QWEN3_TURN.replace("+ content +", "+ message.content +")
+         + QWEN3_OLD_SPLIT + QWEN3_ANSWER + QWEN3_PROMPT)
 QWEN3_OPEN = QWEN3_BODY + "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think>\\n' }}{%- endif %}\n"
 QWEN3_INSTRUCT = QWEN_HEAD + "    {%- endif %}\n{%- endif %}\n" + QWEN3_CONTENT + QWEN3_TURN + (
     "        {{- '<|im_start|>' + message.role + '\\n' + content }}\n" + QWEN3_TOOLS + PROMPT)
@@ -269,6 +291,7 @@ TEMPLATES = {  # name: (tokens, family, template)
     "default-escapes": (QWEN, "chatml", DEFAULT % "It's \\\"so\\\", in \\\\boxed{}.\\n\\t1"),
     "qwen2.5": (QWEN, "chatml", QWEN25),
     "qwen3": (QWEN, "qwen3", QWEN3),
+    "qwen3-later": (QWEN, "qwen3", QWEN3_BODY + QWEN3_PROMPT),
     "qwen3-thinking": (QWEN, "qwen3", QWEN3_OPEN),
     "qwen3-instruct": (QWEN, "chatml", QWEN3_INSTRUCT),
     "llama3": (LLAMA, "llama3", LLAMA3),
@@ -290,6 +313,8 @@ TEMPLATES = {  # name: (tokens, family, template)
     "unknown-think": (QWEN, "", QWEN25.replace("assistant\\n'", "assistant\\n<think>\\n'")),
     "unknown-default": (QWEN, "", QWEN25.replace("You are Qwen, created", "You are ' + name + ', created")),
     "unknown-mistral": (MISTRAL, "", MISTRAL_V1.replace("system_message + '\\n\\n'", "system_message + '\\n'")),
+    "unknown-qwen3": (QWEN, "", QWEN3.replace("+ message.content +", "+ message.content|trim +")),
+    "unknown-qwen3-content": (QWEN, "", QWEN3_OPEN.replace("set content = message.content", "set content = 'a'")),
     "unknown-open": (QWEN, "", LOOP + "{{ 'a"),
     "unknown-empty": (QWEN, "", " "),
 }
