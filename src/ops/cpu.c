@@ -33,13 +33,13 @@ static size_t fl_product_floats(const fl_limits *l) {
 }
 
 static size_t fl_attention_floats(const fl_limits *l) {
-    size_t queries = fl_tile_positions(l->group) * l->group, d = fl_padded(l->head_dim);
+    size_t queries = fl_tile_positions(l->group) * l->group, d = fl_lanes(l->head_dim);
     return queries * (2 * d + FL_BLOCK_TOKENS + 3) + 2 * FL_BLOCK_TOKENS * d;
 }
 
 FL_LOCAL void fl_cpu_layout(fl_cpu_backend *cpu, fl_arena *arena, const fl_limits *limits, uint32_t n_slots) {
     cpu->n_slots = n_slots;
-    cpu->slot_floats = fl_padded(fl_max(fl_product_floats(limits), fl_attention_floats(limits)));
+    cpu->slot_floats = fl_lanes(fl_max(fl_product_floats(limits), fl_attention_floats(limits)));
     cpu->normed = fl_take(arena, limits->n_rows, fl_padded(limits->dim) * sizeof(float));
     cpu->scratch = fl_take(arena, n_slots, cpu->slot_floats * sizeof(float));
 }
@@ -75,7 +75,7 @@ static void fl_product_tile(const fl_product *p, const fl_part *part, size_t fir
         for (size_t o = 0; o < n_outs; o++) {
             k->expand(part->type, w + o * row_bytes, n, panel + o * stride);
         }
-        k->matmul(p->x, stride, p->n_rows, panel, stride, n_outs, stride, tile, p->outs);
+        k->matmul(p->x, stride, p->n_rows, panel, stride, n_outs, fl_lanes(n), tile, p->outs);
     }
     for (size_t r = 0; part->bias != NULL && r < p->n_rows; r++) {
         k->add(part->bias + first, n_outs, tile + r * p->outs);
@@ -256,15 +256,15 @@ typedef struct fl_attend_tile {
     const uint32_t *pages;
     size_t first_row, n, kv_head;
     size_t position; /* of the first row */
-    float *q, *o;    /* (n * group, padded head_dim) */
+    float *q, *o;    /* (n * group, head_dim) in whole vectors */
     float *scores;   /* (n * group, FL_BLOCK_TOKENS) */
-    float *k, *v;    /* (FL_BLOCK_TOKENS, padded head_dim) */
+    float *k, *v;    /* (FL_BLOCK_TOKENS, head_dim) in whole vectors */
     float *maximum, *sum, *factor; /* (n * group) */
 } fl_attend_tile;
 
 static void fl_attend_begin(fl_attend_tile *t, float *scratch) {
     const fl_attend_job *j = t->job;
-    size_t d = j->a->head_dim, stride = fl_padded(d), n = t->n * j->group;
+    size_t d = j->a->head_dim, stride = fl_lanes(d), n = t->n * j->group;
     t->q = scratch;
     t->o = t->q + n * stride;
     t->scores = t->o + n * stride;
@@ -286,7 +286,7 @@ static void fl_attend_begin(fl_attend_tile *t, float *scratch) {
 static void fl_attend_load(const fl_attend_tile *t, const uint8_t *from, size_t begin, size_t n, float *to) {
     static const fl_dtype types[] = {FL_F16, FL_F32, FL_BF16};
     const fl_attend_job *j = t->job;
-    size_t d = j->a->head_dim, stride = fl_padded(d), row_bytes = d * fl_kv_value_bytes(j->kv->type);
+    size_t d = j->a->head_dim, stride = fl_lanes(d), row_bytes = d * fl_kv_value_bytes(j->kv->type);
     fl_dtype type = types[j->kv->type];
     for (size_t i = 0; i < n; i += FL_PAGE_TOKENS) {
         size_t m = fl_min(n - i, FL_PAGE_TOKENS);
@@ -312,7 +312,7 @@ static void fl_attend_range(const fl_attend_tile *t, size_t i, size_t *begin, si
 static void fl_attend_block(fl_attend_tile *t, size_t block, size_t n_keys) {
     const fl_attend_job *j = t->job;
     const fl_kernels *k = j->cpu->kernels;
-    size_t stride = fl_padded(j->a->head_dim), begin, end;
+    size_t stride = fl_lanes(j->a->head_dim), begin, end;
     fl_attend_load(t, j->kv->k, block, n_keys, t->k);
     fl_attend_load(t, j->kv->v, block, n_keys, t->v);
     k->matmul(t->q, stride, t->n * j->group, t->k, stride, n_keys, stride, t->scores, FL_BLOCK_TOKENS);
@@ -357,7 +357,7 @@ static void fl_attend_task(void *context, size_t task, size_t slot) {
     size_t d = j->a->head_dim;
     for (size_t i = 0; i < t.n * j->group; i++) {
         size_t row = t.first_row + i / j->group, head = t.kv_head * j->group + i % j->group;
-        j->cpu->kernels->scale(t.o + i * fl_padded(d), 1.0f / t.sum[i], d, j->out + row * j->out_stride + head * d);
+        j->cpu->kernels->scale(t.o + i * fl_lanes(d), 1.0f / t.sum[i], d, j->out + row * j->out_stride + head * d);
     }
 }
 

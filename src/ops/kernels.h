@@ -13,15 +13,15 @@
 
 typedef struct fl_kernels {
     const char *name;
-    /* y (n) = n numbers of type, then zeros up to fl_padded(n) */
+    /* y (n) = n numbers of type, then zeros up to fl_lanes(n) */
     void (*expand)(fl_dtype type, const void *from, size_t n, float *y);
-    /* y[r * y_stride + o] = x_r . w_o for n_rows rows of x and n_outs rows of w, both padded floats of k numbers */
+    /* y[r * y_stride + o] = x_r . w_o for n_rows rows of x and n_outs rows of w, both of k floats, whole vectors */
     void (*matmul)(const float *x, size_t x_stride, size_t n_rows, const float *w, size_t w_stride, size_t n_outs,
                    size_t k, float *y, size_t y_stride);
-    /* The same for few rows, with w as it is stored (k numbers of type a row, packed). x rows are padded. */
+    /* The same for few rows, with w as it is stored (k numbers of type a row, packed). x has whole vectors. */
     void (*matvec)(fl_dtype type, const float *x, size_t x_stride, size_t n_rows, const void *w, size_t n_outs,
                    size_t k, float *y, size_t y_stride);
-    /* y (n, zeros in the padding) = x / sqrt(mean(x^2) + epsilon) * w */
+    /* y (n) = x / sqrt(mean(x^2) + epsilon) * w */
     void (*rmsnorm)(const float *x, const float *w, size_t n, float epsilon, float *y);
     /* Rotate (x_i, x_{i + half}) by the angle whose cosine and sine are given, i < half. */
     void (*rotate)(float *x, const float *cosines, const float *sines, size_t half);
@@ -32,7 +32,7 @@ typedef struct fl_kernels {
      * maximum and sum are updated. */
     float (*softmax)(float *scores, size_t begin, size_t end, float scale, float *maximum, float *sum);
     /* out_h = out_h * factor_h + sum over [begin, end) of weights_h[j] * v_j, in order of j; n_heads rows of out and of
-     * weights (stride FL_BLOCK_TOKENS), v (FL_BLOCK_TOKENS, padded n). */
+     * weights (stride FL_BLOCK_TOKENS), v (FL_BLOCK_TOKENS, n), n in whole vectors. */
     void (*gather)(float *out, size_t out_stride, const float *factors, const float *weights, size_t n_heads,
                    const float *v, size_t begin, size_t end, size_t n);
     /* y = x * factor */

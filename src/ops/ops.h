@@ -15,7 +15,7 @@
 #include "base/memory.h"
 #include "formats/dtype.h"
 
-#define FL_LANES 16 /* lanes of every sum; rows of activations are padded to a multiple with zeros */
+#define FL_LANES 16 /* lanes of every sum */
 
 typedef struct fl_part {
     const void *data;  /* (n_rows, n_cols) of type, aligned to the type */
@@ -78,13 +78,20 @@ typedef struct fl_limits {
     size_t dim, qkv_dim, attention_dim, ffn_dim, head_dim, group; /* group: query heads per kv head */
 } fl_limits;
 
-FL_INLINE size_t fl_padded(size_t n) {
+/* n in whole vectors. */
+FL_INLINE size_t fl_lanes(size_t n) {
     return (n + FL_LANES - 1) / FL_LANES * FL_LANES;
+}
+
+/* The stride of rows of n floats: an odd number of cache lines, because rows that lie a power of two apart would
+ * compete for the same few lines of a cache. */
+FL_INLINE size_t fl_padded(size_t n) {
+    return ((n + FL_LANES - 1) / FL_LANES | 1) * FL_LANES;
 }
 
 typedef struct fl_backend fl_backend;
 
-/* Activations are float; (n_rows, n) means a stride of fl_padded(n) and zeros in the padding. No entry allocates. */
+/* Activations are float; (n_rows, n) means a stride of fl_padded(n) and zeros after the n. No entry allocates. */
 typedef struct fl_ops {
     /* x (n_rows, dim) = rows of table */
     void (*embed)(fl_backend *b, const fl_matrix *table, const fl_batch *batch, float *x);

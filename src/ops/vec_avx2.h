@@ -96,6 +96,12 @@ FL_AVX2 float fl_avx2_reduce_add(fl_avx2_v v) {
     __m128 s2 = _mm_add_ps(s4, _mm_movehl_ps(s4, s4));
     return _mm_cvtss_f32(_mm_add_ss(s2, _mm_movehdup_ps(s2)));
 }
+FL_AVX2 void fl_avx2_reduce_add4(fl_avx2_v a, fl_avx2_v b, fl_avx2_v c, fl_avx2_v d, float *sums) {
+    sums[0] = fl_avx2_reduce_add(a);
+    sums[1] = fl_avx2_reduce_add(b);
+    sums[2] = fl_avx2_reduce_add(c);
+    sums[3] = fl_avx2_reduce_add(d);
+}
 FL_AVX2 float fl_avx2_reduce_max(fl_avx2_v v) {
     __m256 s8 = _mm256_max_ps(v.a, v.b);
     __m128 s4 = _mm_max_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));

@@ -77,6 +77,20 @@ FL_AVX512 float fl_avx512_reduce_add(__m512 v) {
     __m128 s2 = _mm_add_ps(s4, _mm_movehl_ps(s4, s4));
     return _mm_cvtss_f32(_mm_add_ss(s2, _mm_movehdup_ps(s2)));
 }
+FL_AVX512 __m256 fl_avx512_halve(__m512 v) {
+    return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+}
+/* The quarter sums of a in the low half, those of b in the high half. */
+FL_AVX512 __m256 fl_avx512_quarter(__m512 a, __m512 b) {
+    __m256 x = fl_avx512_halve(a), y = fl_avx512_halve(b);
+    return _mm256_add_ps(_mm256_permute2f128_ps(x, y, 0x20), _mm256_permute2f128_ps(x, y, 0x31));
+}
+FL_AVX512 void fl_avx512_reduce_add4(__m512 a, __m512 b, __m512 c, __m512 d, float *sums) {
+    __m256 ab = fl_avx512_quarter(a, b), cd = fl_avx512_quarter(c, d);
+    __m256 s2 = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xEE));
+    __m256 s1 = _mm256_add_ps(_mm256_shuffle_ps(s2, s2, 0x88), _mm256_shuffle_ps(s2, s2, 0xDD));
+    _mm_storeu_ps(sums, _mm_unpacklo_ps(_mm256_castps256_ps128(s1), _mm256_extractf128_ps(s1, 1)));
+}
 FL_AVX512 float fl_avx512_reduce_max(__m512 v) {
     __m256 s8 = _mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
     __m128 s4 = _mm_max_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));

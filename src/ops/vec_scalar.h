@@ -82,6 +82,12 @@ FL_INLINE float fl_scalar_reduce_add(fl_scalar_v v) {
     }
     return v.at[0];
 }
+FL_INLINE void fl_scalar_reduce_add4(fl_scalar_v a, fl_scalar_v b, fl_scalar_v c, fl_scalar_v d, float *sums) {
+    sums[0] = fl_scalar_reduce_add(a);
+    sums[1] = fl_scalar_reduce_add(b);
+    sums[2] = fl_scalar_reduce_add(c);
+    sums[3] = fl_scalar_reduce_add(d);
+}
 FL_INLINE float fl_scalar_reduce_max(fl_scalar_v v) {
     for (int half = 8; half > 0; half /= 2) {
         for (int i = 0; i < half; i++) {

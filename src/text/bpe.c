@@ -230,6 +230,52 @@ static bool fl_bpe_merge_long(const fl_bpe *b, fl_bpe_run *run, uint32_t *ids, s
     return true;
 }
 
+/* ---- Cutting long words --
+ *
+ * A SentencePiece text is one word. Between two characters that no merge ever brings together nothing can be merged
+ * across, whatever happens on either side, so the parts can be merged by themselves: mostly what people call words. */
+
+/* The bit of the character that a token ends with and the one that another begins with; FL_BPE_JOINS for none. */
+static uint32_t fl_bpe_join_bit(const fl_vocab *v, uint32_t left, uint32_t right) {
+    fl_str a = fl_vocab_piece(v, left), b = fl_vocab_piece(v, right);
+    if (a.n == 0 || b.n == 0) {
+        return FL_BPE_JOINS;
+    }
+    size_t last = a.n - 1, n_first = v->byte_level ? 1 : fl_min(fl_utf8_length((uint8_t)b.at[0]), b.n);
+    while (!v->byte_level && last > 0 && ((uint8_t)a.at[last] & 0xC0) == 0x80) {
+        last--;
+    }
+    uint32_t h = 0x811C9DC5u;
+    for (size_t i = last; i < a.n; i++) {
+        h = (h ^ (uint8_t)a.at[i]) * 0x01000193u;
+    }
+    for (size_t i = 0; i < n_first; i++) {
+        h = (h ^ (uint8_t)b.at[i]) * 0x01000193u;
+    }
+    return (h ^ h >> 16) % FL_BPE_JOINS;
+}
+
+FL_LOCAL void fl_bpe_note_join(fl_bpe *b, uint32_t left, uint32_t right, uint32_t whole) {
+    uint32_t bit = fl_bpe_join_bit(b->vocab, left, right);
+    bool raw = b->vocab->byte_level && (b->vocab->pieces[whole].flags & FL_PIECE_RAW) != 0;
+    if (bit == FL_BPE_JOINS || raw) { /* its characters are not those of its parts: let everything join */
+        memset(b->joins, 0xFF, FL_BPE_JOINS / 8);
+        return;
+    }
+    b->joins[bit / 8] |= (uint8_t)(1 << bit % 8);
+}
+
+/* How many of n symbols belong together at the beginning. */
+static size_t fl_bpe_part(const fl_bpe *b, const uint32_t *ids, size_t n) {
+    for (size_t i = 1; i < n; i++) {
+        uint32_t bit = fl_bpe_join_bit(b->vocab, ids[i - 1], ids[i]);
+        if (bit < FL_BPE_JOINS && (b->joins[bit / 8] >> bit % 8 & 1) == 0) {
+            return i;
+        }
+    }
+    return n;
+}
+
 FL_LOCAL folollm_status fl_bpe_encode(const fl_bpe *b, fl_bpe_run *run, fl_str word, folollm_error *error) {
     if (b->ignore_merges) {
         uint32_t id = fl_bpe_plain(b->vocab, word);
@@ -239,15 +285,19 @@ FL_LOCAL folollm_status fl_bpe_encode(const fl_bpe *b, fl_bpe_run *run, fl_str w
     }
     size_t begin = run->n_ids;
     FL_TRY(fl_bpe_symbols(b, run, word, error));
-    size_t n = run->n_ids - begin;
-    if (n < 2) {
-        return FOLOLLM_OK;
+    size_t n = run->n_ids - begin, done = 0, left = 0;
+    uint32_t *ids = run->ids != NULL ? run->ids + begin : NULL;
+    while (done < n) {
+        size_t part = n <= FL_BPE_SHORT ? n : fl_bpe_part(b, ids + done, n - done), merged = part;
+        if (part <= FL_BPE_SHORT) {
+            merged = fl_bpe_merge_short(b, ids + done, part);
+        } else if (!fl_bpe_merge_long(b, run, ids + done, &merged)) {
+            return fl_no_memory(error, "the merges of a long word", part * sizeof *run->heap);
+        }
+        memmove(ids + left, ids + done, merged * sizeof *ids);
+        left += merged;
+        done += part;
     }
-    if (n <= FL_BPE_SHORT) {
-        n = fl_bpe_merge_short(b, run->ids + begin, n);
-    } else if (!fl_bpe_merge_long(b, run, run->ids + begin, &n)) {
-        return fl_no_memory(error, "the merges of a long word", n * sizeof *run->heap);
-    }
-    run->n_ids = begin + n;
+    run->n_ids = begin + left;
     return FOLOLLM_OK;
 }

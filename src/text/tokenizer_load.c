@@ -66,15 +66,20 @@ static bool fl_load_piece(fl_load *l, fl_str token, fl_str *out, bool *raw) {
     return true;
 }
 
-/* The id that the model's own vocabulary has for token; FL_VOCAB_NONE. */
-static bool fl_load_model_id(fl_load *l, fl_str token, uint32_t *id) {
+/* The id that the model's own vocabulary has for token; FL_VOCAB_NONE. guess: looked at first, because the results of
+ * merges mostly have ascending ids, and to find them by hash would miss the cache each time. */
+static bool fl_load_model_id(fl_load *l, fl_str token, uint32_t guess, uint32_t *id) {
+    const fl_vocab *v = &l->t->vocab;
     fl_str piece;
     bool raw;
     if (!fl_load_piece(l, token, &piece, &raw)) {
         return false;
     }
-    *id = fl_vocab_find(&l->t->vocab, piece, raw);
-    if (*id != FL_VOCAB_NONE && (l->t->vocab.pieces[*id].flags & FL_PIECE_ADDED) != 0) {
+    bool guessed = guess < v->n_ids && (v->pieces[guess].flags & FL_PIECE_PRESENT) != 0 &&
+                   ((v->pieces[guess].flags & FL_PIECE_RAW) != 0) == raw &&
+                   fl_str_equal(fl_vocab_piece(v, guess), piece);
+    *id = guessed ? guess : fl_vocab_find(v, piece, raw);
+    if (*id != FL_VOCAB_NONE && (v->pieces[*id].flags & FL_PIECE_ADDED) != 0) {
         *id = FL_VOCAB_NONE;
     }
     return true;
@@ -209,6 +214,7 @@ static void fl_load_layout(const fl_load *l, fl_tokenizer *t, fl_arena *arena) {
     fl_added_layout(&t->added, arena, l->n_added, l->added_bytes);
     fl_pair_map_layout(&t->bpe.ranks, arena, l->n_merges);
     t->bpe.results = fl_take(arena, l->n_merges, sizeof *t->bpe.results);
+    t->bpe.joins = fl_take(arena, FL_BPE_JOINS / 8, 1);
 }
 
 /* ---- Filling -- */
@@ -322,9 +328,9 @@ static folollm_status fl_load_merge_text(fl_load *l, uint32_t node, size_t *n_le
 static folollm_status fl_load_merge(fl_load *l, size_t n_left, size_t *rank) {
     fl_str whole = fl_text_of(&l->token), right = {whole.at + n_left, whole.n - n_left};
     fl_str names[3] = {{whole.at, n_left}, right, whole};
-    uint32_t ids[3];
+    uint32_t ids[3], next = *rank > 0 ? l->t->bpe.results[*rank - 1] + 1 : FL_VOCAB_NONE;
     for (size_t i = 0; i < 3; i++) {
-        if (!fl_load_model_id(l, names[i], &ids[i])) {
+        if (!fl_load_model_id(l, names[i], i == 2 ? next : FL_VOCAB_NONE, &ids[i])) {
             return fl_load_no_memory(l);
         }
         if (ids[i] == FL_VOCAB_NONE) {
@@ -334,6 +340,7 @@ static folollm_status fl_load_merge(fl_load *l, size_t n_left, size_t *rank) {
     }
     l->pairs[*rank] = (uint64_t)ids[0] << 32 | ids[1];
     l->t->bpe.results[*rank] = ids[2];
+    fl_bpe_note_join(&l->t->bpe, ids[0], ids[1], ids[2]);
     ++*rank;
     return FOLOLLM_OK;
 }
@@ -370,7 +377,7 @@ static folollm_status fl_load_unk(fl_load *l) {
     fl_str token;
     b->unk = FL_VOCAB_NONE;
     b->unk_named = fl_json_type_of(l->doc, node) == FL_JSON_STRING;
-    if (b->unk_named && (!fl_load_string(l, node, &token) || !fl_load_model_id(l, token, &b->unk))) {
+    if (b->unk_named && (!fl_load_string(l, node, &token) || !fl_load_model_id(l, token, FL_VOCAB_NONE, &b->unk))) {
         return fl_load_no_memory(l);
     }
     return FOLOLLM_OK;
@@ -401,7 +408,6 @@ static bool fl_load_is_byte(fl_str s) {
 
 /* Mark byte pieces, and find the most that one piece can become: bytes that are no UTF-8 become three each. */
 static void fl_load_finish(fl_tokenizer *t) {
-    t->bpe.vocab = &t->vocab;
     fl_bpe_index(&t->bpe);
     for (uint32_t id = 0; id < t->vocab.n_ids; id++) {
         fl_str piece = fl_vocab_piece(&t->vocab, id);
@@ -417,6 +423,7 @@ static void fl_load_finish(fl_tokenizer *t) {
 }
 
 static folollm_status fl_load_fill(fl_load *l) {
+    l->t->bpe.vocab = &l->t->vocab;
     fl_vocab_clear(&l->t->vocab);
     fl_added_clear(&l->t->added);
     fl_pair_map_clear(&l->t->bpe.ranks);

@@ -13,6 +13,38 @@
 
 #define FL_UNI_EXPANSION 32 /* most code points in one decomposition; Unicode's longest has 18 */
 
+/* What Unicode 15.1 and 16 added. utf8proc 2.8 and 2.9, which systems ship, end at 15.0 and 15.1; the tokenizers
+ * library cuts words by 16. Looked at only where utf8proc knows no character. */
+static uint8_t fl_uni_class_of_new(uint32_t code) {
+    static const struct {
+        uint32_t first, last;
+        uint8_t class; /* FL_UNI_LETTER 1, + UPPER 17, + LOWER 33; FL_UNI_NUMBER 2; FL_UNI_MARK 8 */
+    } ranges[] = {
+        {0x00897, 0x00897, 8}, {0x01C89, 0x01C89, 17}, {0x01C8A, 0x01C8A, 33}, {0x0A7CB, 0x0A7CC, 17},
+        {0x0A7CD, 0x0A7CD, 33}, {0x0A7DA, 0x0A7DA, 17}, {0x0A7DB, 0x0A7DB, 33}, {0x0A7DC, 0x0A7DC, 17},
+        {0x105C0, 0x105F3, 1}, {0x10D40, 0x10D49, 2}, {0x10D4A, 0x10D4F, 1}, {0x10D50, 0x10D65, 17},
+        {0x10D69, 0x10D6D, 8}, {0x10D6F, 0x10D6F, 1}, {0x10D70, 0x10D85, 33}, {0x10EC2, 0x10EC4, 1},
+        {0x10EFC, 0x10EFC, 8}, {0x11380, 0x11389, 1}, {0x1138B, 0x1138B, 1}, {0x1138E, 0x1138E, 1},
+        {0x11390, 0x113B5, 1}, {0x113B7, 0x113B7, 1}, {0x113B8, 0x113C0, 8}, {0x113C2, 0x113C2, 8},
+        {0x113C5, 0x113C5, 8}, {0x113C7, 0x113CA, 8}, {0x113CC, 0x113D0, 8}, {0x113D1, 0x113D1, 1},
+        {0x113D2, 0x113D2, 8}, {0x113D3, 0x113D3, 1}, {0x113E1, 0x113E2, 8}, {0x116D0, 0x116E3, 2},
+        {0x11BC0, 0x11BE0, 1}, {0x11BF0, 0x11BF9, 2}, {0x11F5A, 0x11F5A, 8}, {0x13460, 0x143FA, 1},
+        {0x16100, 0x1611D, 1}, {0x1611E, 0x1612F, 8}, {0x16130, 0x16139, 2}, {0x16D40, 0x16D6C, 1},
+        {0x16D70, 0x16D79, 2}, {0x18CFF, 0x18CFF, 1}, {0x1CCF0, 0x1CCF9, 2}, {0x1E5D0, 0x1E5ED, 1},
+        {0x1E5EE, 0x1E5EF, 8}, {0x1E5F0, 0x1E5F0, 1}, {0x1E5F1, 0x1E5FA, 2}, {0x2EBF0, 0x2EE5D, 1},
+    };
+    size_t low = 0, high = FL_COUNT(ranges);
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        if (ranges[middle].last < code) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low < FL_COUNT(ranges) && ranges[low].first <= code ? ranges[low].class : 0;
+}
+
 FL_LOCAL uint8_t fl_uni_class(uint32_t code) {
     static const uint8_t of_category[] = {
         [UTF8PROC_CATEGORY_LU] = FL_UNI_LETTER | FL_UNI_UPPER, [UTF8PROC_CATEGORY_LT] = FL_UNI_LETTER | FL_UNI_UPPER,
@@ -27,7 +59,11 @@ FL_LOCAL uint8_t fl_uni_class(uint32_t code) {
     if (code < 0x80) {
         return fl_uni_ascii[code];
     }
-    return code == 0x85 ? FL_UNI_SPACE : of_category[utf8proc_category((utf8proc_int32_t)code)];
+    utf8proc_category_t category = utf8proc_category((utf8proc_int32_t)code);
+    if (category == UTF8PROC_CATEGORY_CN) {
+        return fl_uni_class_of_new(code);
+    }
+    return code == 0x85 ? FL_UNI_SPACE : of_category[category];
 }
 
 FL_LOCAL fl_uni_char fl_uni_decode(const char *s, size_t n) {

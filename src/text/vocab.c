@@ -1,10 +1,11 @@
 /* The vocabulary's two directions. Its memory is planned by the caller, so that nothing here can fail for want of it;
- * a table holds at most half as many tokens as it has slots. */
+ * a table is at most three quarters full. A slot's spare bits hold some of the hash, so that a look-up that meets
+ * another token's slot goes on without touching that token. */
 #include "text/vocab.h"
 
 FL_LOCAL void fl_vocab_layout(fl_vocab *v, fl_arena *arena, size_t n_ids, size_t n_tokens, size_t blob_bytes) {
     size_t slots = 16;
-    while (slots / 2 < n_tokens) {
+    while (slots / 4 * 3 < n_tokens) {
         slots *= 2;
     }
     v->mask = slots - 1;
@@ -20,7 +21,7 @@ FL_LOCAL void fl_vocab_clear(fl_vocab *v) {
 }
 
 /* Eight bytes at a time: pieces are short, and every symbol of every merge is looked up once at load. */
-static size_t fl_vocab_hash(fl_str s, bool raw) {
+static uint64_t fl_vocab_hash(fl_str s, bool raw) {
     uint64_t h = 0x9E3779B97F4A7C15u ^ (s.n << 1 | raw);
     for (size_t i = 0; i < s.n; i += 8) {
         uint64_t word = 0;
@@ -28,28 +29,36 @@ static size_t fl_vocab_hash(fl_str s, bool raw) {
         h = (h ^ word) * 0xD6E8FEB86659FD93u;
         h ^= h >> 32;
     }
-    return (size_t)(h ^ h >> 17);
+    h *= 0xD6E8FEB86659FD93u;
+    return h ^ h >> 32;
 }
 
-static uint32_t *fl_vocab_slot(const fl_vocab *v, fl_str piece, bool raw) {
-    size_t i = fl_vocab_hash(piece, raw) & v->mask;
-    while (v->slots[i] != FL_VOCAB_NONE) {
-        uint32_t id = v->slots[i];
-        if (((v->pieces[id].flags & FL_PIECE_RAW) != 0) == raw && fl_str_equal(fl_vocab_piece(v, id), piece)) {
+static uint32_t fl_vocab_tag(uint64_t hash) {
+    return (uint32_t)(hash >> 32) & ~FL_VOCAB_IDS_MAX;
+}
+
+/* The slot of a piece, or the free one where it belongs. */
+static uint32_t *fl_vocab_slot(const fl_vocab *v, fl_str piece, bool raw, uint64_t hash) {
+    size_t i = (size_t)hash & v->mask;
+    for (; v->slots[i] != FL_VOCAB_NONE; i = (i + 1) & v->mask) {
+        uint32_t id = v->slots[i] & FL_VOCAB_IDS_MAX;
+        if ((v->slots[i] ^ id) == fl_vocab_tag(hash) && ((v->pieces[id].flags & FL_PIECE_RAW) != 0) == raw &&
+            fl_str_equal(fl_vocab_piece(v, id), piece)) {
             break;
         }
-        i = (i + 1) & v->mask;
     }
     return &v->slots[i];
 }
 
 FL_LOCAL bool fl_vocab_put(fl_vocab *v, uint32_t id, fl_str piece, uint8_t flags) {
-    uint32_t *slot = fl_vocab_slot(v, piece, (flags & FL_PIECE_RAW) != 0);
+    bool raw = (flags & FL_PIECE_RAW) != 0;
+    uint64_t hash = fl_vocab_hash(piece, raw);
+    uint32_t *slot = fl_vocab_slot(v, piece, raw, hash);
     fl_piece *p = &v->pieces[id];
     if (*slot != FL_VOCAB_NONE || (p->flags & FL_PIECE_PRESENT) != 0) {
         return false;
     }
-    *slot = id;
+    *slot = fl_vocab_tag(hash) | id;
     p->at = (uint32_t)v->n_blob;
     p->n = (uint32_t)(piece.n & 0xFFFFFF);
     p->flags = (uint8_t)(flags | FL_PIECE_PRESENT);
@@ -62,7 +71,8 @@ FL_LOCAL bool fl_vocab_put(fl_vocab *v, uint32_t id, fl_str piece, uint8_t flags
 }
 
 FL_LOCAL uint32_t fl_vocab_find(const fl_vocab *v, fl_str piece, bool raw) {
-    return *fl_vocab_slot(v, piece, raw);
+    uint32_t slot = *fl_vocab_slot(v, piece, raw, fl_vocab_hash(piece, raw));
+    return slot == FL_VOCAB_NONE ? FL_VOCAB_NONE : slot & FL_VOCAB_IDS_MAX;
 }
 
 /* The byte that a character of the byte alphabet stands for, or -1: printable Latin-1 is itself, the other 68 bytes

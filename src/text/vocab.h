@@ -18,7 +18,8 @@ enum {
     FL_PIECE_BYTE = 16   /* "<0xHH>" of a byte-fallback decoder */
 };
 
-#define FL_VOCAB_IDS_MAX ((uint32_t)1 << 22)
+#define FL_VOCAB_ID_BITS 22
+#define FL_VOCAB_IDS_MAX (((uint32_t)1 << FL_VOCAB_ID_BITS) - 1)
 #define FL_PIECE_BYTES_MAX ((size_t)1 << 24)
 #define FL_VOCAB_NONE UINT32_MAX
 
@@ -29,7 +30,7 @@ typedef struct fl_piece {
 typedef struct fl_vocab {
     fl_piece *pieces; /* (n_ids) */
     char *blob;
-    uint32_t *slots;  /* (mask + 1); FL_VOCAB_NONE: free */
+    uint32_t *slots;  /* (mask + 1) id, and above it bits of its hash; FL_VOCAB_NONE: free */
     size_t mask, n_blob;
     uint32_t n_ids;
     bool byte_level;
