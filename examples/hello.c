@@ -5,13 +5,11 @@
 
 static folollm_error error;
 
-static void check(folollm_status status)
-{
+static void check(folollm_status status) {
     if (status != FOLOLLM_OK) { fprintf(stderr, "%s\n", error.text); exit(1); }
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     folollm *llm; folollm_seq seq; folollm_sampled next; folollm_token prompt[64]; size_t n_prompt = 64;
     folollm_sampling sampling = {.temperature = 0.8f, .top_k = 50, .seed = 1, .max_tokens = 200};
 

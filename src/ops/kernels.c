@@ -8,6 +8,7 @@
 #define FL_ISA scalar
 #define FL_ISA_NAME "scalar"
 #define FL_TARGET
+#define FL_KEEP_LOOPS
 #define FL_TILE_ROWS 2
 #define FL_TILE_OUTS 2
 #include "ops/kernels.inc"

@@ -1,8 +1,8 @@
 /* BPE: replace the pair of neighbours with the lowest rank, the leftmost of equals, until no pair has a rank.
  *
  * A word's symbols lie at the end of the ids found so far and are merged in place. Short words search all pairs for
- * each merge; long ones keep pairs in a heap over a linked list, whose stale entries are recognised when they come
- * up:
+ * each merge; long ones are cut where nothing can be merged, and keep pairs in a heap over a linked list, whose stale
+ * entries are recognised when they come up:
  *
  *     ids:  [ earlier words | s0 s1 s2 ... ]     next, previous: indices of symbols     heap: rank << 32 | index
  *

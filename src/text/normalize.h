@@ -6,7 +6,13 @@
 
 #define FL_NORM_STEPS 8
 
-typedef enum fl_norm_kind { FL_NORM_FORM, FL_NORM_PREPEND, FL_NORM_REPLACE, FL_NORM_STRIP, FL_NORM_LOWERCASE } fl_norm_kind;
+typedef enum fl_norm_kind {
+    FL_NORM_FORM,
+    FL_NORM_PREPEND,
+    FL_NORM_REPLACE,
+    FL_NORM_STRIP,
+    FL_NORM_LOWERCASE
+} fl_norm_kind;
 
 typedef struct fl_norm_step {
     fl_norm_kind kind;

@@ -121,7 +121,7 @@ static size_t fl_pretok_contraction(fl_str s, size_t at, bool folded) {
 
 /* U* L+ or U+ L* at `at`, with U all letters and marks but lower-case ones and L all but upper-case ones. U* takes
  * all it can; if nothing that L+ takes follows, it gives back to the last character that both take; and if it has
- * none, the whole run is U+. Returns `at` for no match; *whole: found without giving back down to U+. */
+ * none, the whole run is U+. Returns `at` for no match; *lower: what was found is U* L+. */
 static size_t fl_pretok_cased(fl_str s, size_t at, bool *lower) {
     size_t end = at, give_back = at;
     fl_uni_char c = fl_uni_peek(s, end);

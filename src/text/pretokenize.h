@@ -49,7 +49,11 @@ typedef enum fl_pretok_join { /* where the string goes that LITERAL cuts at */
     FL_PRETOK_WITH_NEXT
 } fl_pretok_join;
 
-typedef enum fl_pretok_prefix { FL_PRETOK_PREFIX_NEVER, FL_PRETOK_PREFIX_FIRST, FL_PRETOK_PREFIX_ALWAYS } fl_pretok_prefix;
+typedef enum fl_pretok_prefix {
+    FL_PRETOK_PREFIX_NEVER,
+    FL_PRETOK_PREFIX_FIRST,
+    FL_PRETOK_PREFIX_ALWAYS
+} fl_pretok_prefix;
 
 typedef struct fl_pretok_step {
     fl_pretok_kind kind;

@@ -43,7 +43,9 @@ FL_LOCAL folollm_status fl_tokenizer_encode(const fl_tokenizer *t, fl_memory *m,
 /* Streaming detokenisation: feed ids one by one, take whole code points. Zeroed: the beginning of a text. The pieces
  * of a text put together are what Hugging Face decodes of all its ids at once, with one exception that no stream can
  * avoid: of a run of byte-fallback tokens that begins with whole characters and then breaks, Hugging Face replaces
- * those characters too. Who has all ids calls fl_detokenizer_look_ahead before each feed and is exact there too. */
+ * those characters too. Who has all ids calls fl_detokenizer_look_ahead before each feed and is exact there too.
+ * (An added token is decoded as it is spelled; tokenizers 0.23 gives the normalised spelling of a normalized one, and
+ * then does not know it as special.) */
 typedef struct fl_detokenizer {
     uint8_t pending[4]; /* bytes of a code point that is not complete */
     uint8_t n_pending;

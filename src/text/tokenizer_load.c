@@ -313,8 +313,8 @@ static folollm_status fl_load_merge_text(fl_load *l, uint32_t node, size_t *n_le
     size_t left = space != NULL ? (size_t)(space - l->token.at) : 0;
     if (!*skip && (space == NULL || memchr(space + 1, ' ', l->token.n - left - 1) != NULL)) {
         fl_str found = {l->doc->text.at + n->begin, n->n};
-        return fl_fail(l->error, FOLOLLM_E_FORMAT, "%s: a merge must be \"left right\" or [\"left\", \"right\"]; found %S",
-                       l->doc->name, &found);
+        return fl_fail(l->error, FOLOLLM_E_FORMAT,
+                       "%s: a merge must be \"left right\" or [\"left\", \"right\"]; found %S", l->doc->name, &found);
     }
     if (!*skip) {
         memmove(l->token.at + left, l->token.at + left + 1, l->token.n - left - 1);

@@ -247,7 +247,7 @@ static folollm_status fl_parts_strip(fl_parts *p, uint32_t node, fl_decoder *d) 
         return fl_parts_bad(p, "content", "one character");
     }
     if (stop != 0 || start > 250) {
-        return fl_parts_unsupported(p, "a Strip decoder at the end, or of many characters, with", 
+        return fl_parts_unsupported(p, "a Strip decoder at the end, or of many characters, with",
                                     fl_json_get(p->doc, node, "content"));
     }
     d->n_strip = (uint8_t)start;

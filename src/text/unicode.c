@@ -4,7 +4,9 @@
  * its decomposition of single code points and its composition are used, and the ordering is done here:
  *
  *     ASCII ... ASCII | starter, non-ASCII run | ASCII ...     no ASCII character composes with what stands before it,
- *     copied            decomposed, ordered, composed           so every stretch is normalised by itself */
+ *     copied            decomposed, ordered, composed           so every stretch is normalised by itself
+ *
+ * Two tables make up for the Unicode versions that the tokenizers library was built with, newer here, older there. */
 #include "text/unicode.h"
 
 #include "base/utf8.h"
@@ -13,13 +15,30 @@
 
 #define FL_UNI_EXPANSION 32 /* most code points in one decomposition; Unicode's longest has 18 */
 
+typedef struct fl_uni_range {
+    uint32_t first, last;
+    uint8_t value;
+} fl_uni_range;
+
+/* The value of the range that holds code, 0 if none of n ascending ones does. */
+static uint8_t fl_uni_range_of(const fl_uni_range *ranges, size_t n, uint32_t code) {
+    size_t low = 0, high = n;
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        if (ranges[middle].last < code) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low < n && ranges[low].first <= code ? ranges[low].value : 0;
+}
+
 /* What Unicode 15.1 and 16 added. utf8proc 2.8 and 2.9, which systems ship, end at 15.0 and 15.1; the tokenizers
  * library cuts words by 16. Looked at only where utf8proc knows no character. */
 static uint8_t fl_uni_class_of_new(uint32_t code) {
-    static const struct {
-        uint32_t first, last;
-        uint8_t class; /* FL_UNI_LETTER 1, + UPPER 17, + LOWER 33; FL_UNI_NUMBER 2; FL_UNI_MARK 8 */
-    } ranges[] = {
+    static const fl_uni_range ranges[] = {
+        /* FL_UNI_LETTER 1, with UPPER 17, with LOWER 33; FL_UNI_NUMBER 2; FL_UNI_MARK 8 */
         {0x00897, 0x00897, 8}, {0x01C89, 0x01C89, 17}, {0x01C8A, 0x01C8A, 33}, {0x0A7CB, 0x0A7CC, 17},
         {0x0A7CD, 0x0A7CD, 33}, {0x0A7DA, 0x0A7DA, 17}, {0x0A7DB, 0x0A7DB, 33}, {0x0A7DC, 0x0A7DC, 17},
         {0x105C0, 0x105F3, 1}, {0x10D40, 0x10D49, 2}, {0x10D4A, 0x10D4F, 1}, {0x10D50, 0x10D65, 17},
@@ -33,16 +52,7 @@ static uint8_t fl_uni_class_of_new(uint32_t code) {
         {0x16D70, 0x16D79, 2}, {0x18CFF, 0x18CFF, 1}, {0x1CCF0, 0x1CCF9, 2}, {0x1E5D0, 0x1E5ED, 1},
         {0x1E5EE, 0x1E5EF, 8}, {0x1E5F0, 0x1E5F0, 1}, {0x1E5F1, 0x1E5FA, 2}, {0x2EBF0, 0x2EE5D, 1},
     };
-    size_t low = 0, high = FL_COUNT(ranges);
-    while (low < high) {
-        size_t middle = (low + high) / 2;
-        if (ranges[middle].last < code) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    return low < FL_COUNT(ranges) && ranges[low].first <= code ? ranges[low].class : 0;
+    return fl_uni_range_of(ranges, FL_COUNT(ranges), code);
 }
 
 FL_LOCAL uint8_t fl_uni_class(uint32_t code) {
@@ -128,6 +138,26 @@ static bool fl_uni_is_inert(uint32_t code) {
     return code < 0x300 || (code >= 0x400 && code <= 0x482) || (code >= 0x3041 && code <= 0x3096) ||
            (code >= 0x30A1 && code <= 0x30FA) || (code >= 0x3400 && code <= 0x4DBF) ||
            (code >= 0x4E00 && code <= 0x9FFF) || (code >= 0xAC00 && code <= 0xD7A3);
+}
+
+/* Marks and decompositions that came after Unicode 9, where the tokenizers library's normaliser stands still: there
+ * they are characters of which nothing is known, and nothing composes or moves across them. */
+static bool fl_uni_is_late(uint32_t code) {
+    static const fl_uni_range ranges[] = {
+        {0x007FD, 0x007FD, 1}, {0x00898, 0x0089F, 1}, {0x008CA, 0x008D3, 1}, {0x009FE, 0x009FE, 1},
+        {0x00C3C, 0x00C3C, 1}, {0x00D3B, 0x00D3C, 1}, {0x00EBA, 0x00EBA, 1}, {0x01715, 0x01715, 1},
+        {0x01ABF, 0x01ACE, 1}, {0x01DF6, 0x01DFA, 1}, {0x032FF, 0x032FF, 1}, {0x0A7F2, 0x0A7F4, 1},
+        {0x0A82C, 0x0A82C, 1}, {0x0AB69, 0x0AB69, 1}, {0x10781, 0x10785, 1}, {0x10787, 0x107B0, 1},
+        {0x107B2, 0x107BA, 1}, {0x10D24, 0x10D27, 1}, {0x10EAB, 0x10EAC, 1}, {0x10EFD, 0x10EFF, 1},
+        {0x10F46, 0x10F50, 1}, {0x10F82, 0x10F85, 1}, {0x11070, 0x11070, 1}, {0x1133B, 0x1133B, 1},
+        {0x1145E, 0x1145E, 1}, {0x11839, 0x1183A, 1}, {0x11938, 0x11938, 1}, {0x1193D, 0x1193E, 1},
+        {0x11943, 0x11943, 1}, {0x119E0, 0x119E0, 1}, {0x11A34, 0x11A34, 1}, {0x11A47, 0x11A47, 1},
+        {0x11A99, 0x11A99, 1}, {0x11D42, 0x11D42, 1}, {0x11D44, 0x11D45, 1}, {0x11D97, 0x11D97, 1},
+        {0x11F41, 0x11F42, 1}, {0x16FF0, 0x16FF1, 1}, {0x1E030, 0x1E06D, 1}, {0x1E08F, 0x1E08F, 1},
+        {0x1E130, 0x1E136, 1}, {0x1E2AE, 0x1E2AE, 1}, {0x1E2EC, 0x1E2EF, 1}, {0x1E4EC, 0x1E4EF, 1},
+        {0x1F16C, 0x1F16C, 1}, {0x1FBF0, 0x1FBF9, 1},
+    };
+    return !fl_uni_is_inert(code) && fl_uni_range_of(ranges, FL_COUNT(ranges), code) != 0;
 }
 
 FL_LOCAL bool fl_uni_is_normal(fl_uni_form form, fl_str text) {
@@ -243,20 +273,28 @@ static bool fl_uni_normalize_stretch(fl_uni_form form, fl_str text, fl_uni_codes
     return true;
 }
 
+/* From `at` on, the end of the characters that stand for themselves (ASCII and late ones), or of those that do not. */
+static size_t fl_uni_skip(fl_str text, size_t at, bool plain) {
+    while (at < text.n) {
+        size_t used;
+        uint32_t code = (uint32_t)fl_utf8_decode(text.at + at, text.n - at, &used);
+        if ((code < 0x80 || fl_uni_is_late(code)) != plain) {
+            break;
+        }
+        at += used;
+    }
+    return at;
+}
+
 FL_LOCAL bool fl_uni_normalize(fl_uni_form form, fl_str text, fl_text_buffer *out) {
     fl_uni_codes codes = {out->memory, NULL, 0, 0};
     bool ok = true;
     for (size_t at = 0; ok && at < text.n;) {
-        size_t begin = at, end;
-        while (at < text.n && (uint8_t)text.at[at] < 0x80) {
-            at++;
-        }
-        size_t stretch = at < text.n && at > begin ? at - 1 : at; /* the last one may compose with what follows */
-        for (end = at; end < text.n && (uint8_t)text.at[end] >= 0x80;) {
-            end++;
-        }
+        size_t middle = fl_uni_skip(text, at, true), end = fl_uni_skip(text, middle, false);
+        /* An ASCII character may compose with what follows it. */
+        size_t stretch = end > middle && middle > at && (uint8_t)text.at[middle - 1] < 0x80 ? middle - 1 : middle;
         fl_str part = {text.at + stretch, end - stretch};
-        ok = fl_text_append(out, text.at + begin, stretch - begin) &&
+        ok = fl_text_append(out, text.at + at, stretch - at) &&
              (fl_uni_is_normal(form, part) ? fl_text_append(out, part.at, part.n)
                                            : fl_uni_normalize_stretch(form, part, &codes, out));
         at = end;
