@@ -90,7 +90,9 @@ FL_LOCAL void fl_sequence_replay(fl_sequence *s, const fl_pages *pages, const fl
     fl_history h = fl_sequence_history(s, pages);
     size_t n;
     memset(&s->stream, 0, sizeof s->stream);
-    s->stream.detokenizer.started = s->n_prompt > 0;
+    if (s->n_prompt > 0) {
+        fl_detokenizer_begin_inside(&s->stream.detokenizer);
+    }
     for (uint32_t i = s->n_prompt; i < s->n_tokens; i++) {
         bool look = i - s->n_prompt + 1 >= s->sampling.s.min_tokens;
         fl_stream_feed(&s->stream, t, &s->sampling, fl_history_at(&h, i), look, s->text, &n);

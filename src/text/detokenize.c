@@ -133,6 +133,12 @@ static bool fl_detok_is_byte(const fl_tokenizer *t, folollm_token id) {
     return fl_tokenizer_has_id(t, id) && (t->vocab.pieces[id].flags & FL_PIECE_BYTE) != 0;
 }
 
+FL_LOCAL void fl_detokenizer_begin_inside(fl_detokenizer *d) {
+    memset(d, 0, sizeof *d);
+    d->started = true;
+    d->n_cut = FL_DETOK_CUT_DONE;
+}
+
 FL_LOCAL size_t fl_detokenizer_feed(fl_detokenizer *d, const fl_tokenizer *t, folollm_token id, unsigned flags,
                                     char *out) {
     if (fl_detok_skips(t, id, flags)) {

@@ -55,6 +55,9 @@ typedef struct fl_detokenizer {
     bool broken;        /* that run is not UTF-8: every byte becomes U+FFFD */
 } fl_detokenizer;
 
+/* Begin inside a text: what comes first is fed as if something stood before it. */
+FL_LOCAL void fl_detokenizer_begin_inside(fl_detokenizer *d);
+
 /* Room that one feed or finish may need: out must hold fl_tokenizer_max_piece_bytes + FL_DETOKENIZE_SLACK. */
 #define FL_DETOKENIZE_SLACK 16
 
