@@ -13,13 +13,32 @@ typedef enum fl_chat_format {
     FL_CHAT_MISTRAL  /* [INST] ... [/INST] */
 } fl_chat_format;
 
+/* Variants: bits of each format. */
+enum { FL_CHATML_BOS = 1 };
+enum { FL_QWEN3_OPEN_THINK = 1 };                          /* the prompt ends inside <think> */
+enum { FL_LLAMA3_DATES = 1, FL_LLAMA3_ALWAYS_PROMPT = 2 }; /* 3.1 and later; the first release of 3 */
+enum {
+    FL_MISTRAL_LEAD = 1,           /* " [INST]" */
+    FL_MISTRAL_OPEN_SPACE = 2,     /* "[INST] " */
+    FL_MISTRAL_CLOSE_SPACE = 4,    /* " [/INST]" */
+    FL_MISTRAL_ANSWER_SPACE = 8,   /* " " before an answer */
+    FL_MISTRAL_ANSWER_TRIM = 16,
+    FL_MISTRAL_EOS_SPACE = 32,     /* EOS and " " after an answer */
+    FL_MISTRAL_SYSTEM_FIRST = 64,  /* the system message goes into the first user message */
+    FL_MISTRAL_SYSTEM_LAST = 128,  /* into the last message, if that is a user's */
+    FL_MISTRAL_SYSTEM_PROMPT = 256 /* has tags of its own and may stand anywhere, as may the others */
+};
+
 /* What rendering needs beside the messages; made at load, immutable. */
 typedef struct fl_chat_template {
     fl_chat_format format;
-    uint32_t variant;       /* bits of the format: see chat.c */
+    uint32_t variant;       /* bits of the format */
     char bos[64], eos[64];  /* as the template writes them; NUL-terminated */
     char default_system[512]; /* NUL-terminated; "" for none */
 } fl_chat_template;
+
+/* Where needle begins in text, at or after from; SIZE_MAX: nowhere. */
+FL_LOCAL size_t fl_chat_find(fl_str text, size_t from, fl_str needle);
 
 /* Recognise the template of a directory: chat_template.jinja, else chat_template of tokenizer_config.json (a
  * string, or the entry named "default" of a list). A missing or unknown template is no error: format NONE. */

@@ -144,7 +144,8 @@ QWEN3_INSTRUCT = QWEN_HEAD + "    {%- endif %}\n{%- endif %}\n" + QWEN3_CONTENT 
     "        {{- '<|im_start|>' + message.role + '\\n' + content }}\n" + QWEN3_TOOLS + PROMPT)
 
 LLAMA_HEADER = "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}"
-LLAMA_TURN = "'<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>'"
+LLAMA_TURN = ("'<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + "
+              "message['content'] | trim + '<|eot_id|>'")
 LLAMA3_LOOP = """{% set loop_messages = messages %}
 {% for message in loop_messages %}
 {% set content = """ + LLAMA_TURN + """ %}
@@ -274,7 +275,8 @@ MISTRAL_V3 = MISTRAL_SYSTEM + """{%- set user_messages = loop_messages | selecta
     {%- endif %}
 {%- endfor %}
 """
-MISTRAL_TEKKEN = MISTRAL_V3.replace('"[INST] "', '"[INST]"').replace('" " + message["content"]|trim', 'message["content"]')
+MISTRAL_TEKKEN = (MISTRAL_V3.replace('"[INST] "', '"[INST]"')
+                  .replace('" " + message["content"]|trim', 'message["content"]'))
 MISTRAL_V7 = """{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' +
 message['content'] + '[/INST]' }}{% elif message['role'] == 'system' %}{{ '[SYSTEM_PROMPT] ' + message['content'] +
 '[/SYSTEM_PROMPT]' }}{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] + eos_token }}{% else %}{{
@@ -283,8 +285,8 @@ raise_exception('No such role.') }}{% endif %}{% endfor %}"""
 QWEN, LLAMA, MISTRAL = (None, "<|im_end|>"), ("<|begin_of_text|>", "<|eot_id|>"), ("<s>", "</s>")
 TEMPLATES = {  # name: (tokens, family, template)
     "chatml": (QWEN, "chatml", LOOP),
-    "chatml-guard": (QWEN, "chatml", "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}"
-                     "{% endif %}" + LOOP),
+    "chatml-guard": (QWEN, "chatml", "{% if not add_generation_prompt is defined %}"
+                     "{% set add_generation_prompt = false %}{% endif %}" + LOOP),
     "chatml-bos": (MISTRAL, "chatml", "{{ bos_token }}" + LOOP),
     "smollm2": (QWEN, "chatml", DEFAULT % "You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
     "qwen2": (QWEN, "chatml", DEFAULT % "You are a helpful assistant."),
@@ -345,7 +347,8 @@ THINKING = [
     [(U, "q"), (A, "answer"), (A, "\n\nmore")],
     [(U, "q"), (A, "<think>\n\n\nwhy\n\n</think>\n\n\nanswer\n"), (A, "<think></think>x"), (A, "\n<think>r")],
     [(U, "q"), (A, "no open</think>rest</think>\nlast"), (A, "a<think>b<think>c</think>d<think>e</think>f")],
-    [(U, "q"), (A, "<think>\nt\n</think>\n\ncall"), (U, "<tool_response>\n1\n</tool_response>"), (A, "<think>u</think>v")],
+    [(U, "q"), (A, "<think>\nt\n</think>\n\ncall"), (U, "<tool_response>\n1\n</tool_response>"),
+     (A, "<think>u</think>v")],
     [(U, "<tool_response>1</tool_response>"), (A, "<think>u</think>v")],
     [(U, "<tool_response>"), (A, "w")], [(U, "</tool_response>"), (A, "w"), (A, "x")],
     [(S, "s"), (A, "<think>u</think>v")],
@@ -435,7 +438,8 @@ def write(folder, template, tokens, family, as_list, as_file):
         (folder / "chat_template.jinja").write_text(template)
         config["chat_template"] = "{{ 'the file comes first' }}"
     elif as_list:
-        config["chat_template"] = [{"name": "tool_use", "template": "{{ 'x' }}"}, {"name": "default", "template": template}]
+        config["chat_template"] = [{"name": "tool_use", "template": "{{ 'x' }}"},
+                                   {"name": "default", "template": template}]
     else:
         config["chat_template"] = template
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
@@ -457,7 +461,8 @@ def check_templates(directory):
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--templates", type=pathlib.Path, help="FAMILY~NAME.jinja, FAMILY+l~ or +m~: tokens of Llama, Mistral")
+    ap.add_argument("--templates", type=pathlib.Path, 
+                    help="FAMILY~NAME.jinja, FAMILY+l~ or +m~: tokens of Llama, Mistral")
     a = ap.parse_args()
     if a.templates:
         check_templates(a.templates)

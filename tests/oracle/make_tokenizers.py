@@ -10,11 +10,11 @@ Needs tokenizers. The same versions write the same bytes. Files, all read by tes
                         normalises by an older Unicode: versions differ there, so they are compared apart
     names.txt           the names
     NAME/tokenizer.json, tokenizer_config.json
-    NAME/expected.txt   "case LENGTH\\nBYTES\\nids N ID ...\\n"          a text in full
-                        "piece HASH HASH HASH HASH"                    ids, decoded, decoded without special tokens,
-                                                                       ids when added tokens are text too
-                        "block LO N HASH HASH"                         ids of N texts that each hold one code point;
-                                                                       the second: of those in versions.txt
+    NAME/expected.txt   "case LENGTH\\nBYTES\\nids N ID ...\\n"   a text in full
+                        "piece HASH HASH HASH HASH"             of ids, decoded, decoded without special tokens,
+                                                                ids when added tokens are text too
+                        "block LO N HASH HASH"                  of ids of N texts around one code point each; the
+                                                                second: of those in versions.txt
 
 A vocabulary is bytes, then merges of one byte with a border byte of a neighbour (so that every cut between words
 shows in the ids), then merges trained on the snippets.
@@ -66,40 +66,54 @@ def id_bytes(ids):
 WORDS = """the quick brown fox jumps over the lazy dog and then the other one; there is nothing that they cannot do
 in this house: to be, or not to be, that is the question. Whether 'tis nobler in the mind to suffer the slings and
 arrows of outrageous fortune, or to take arms against a sea of troubles and by opposing end them."""
-LETTERS = {  # ranges of letters, from which words are made
-    "cyrillic": "0410-044F 0451 0456", "greek": "0391-03A1 03A3-03C9 03AC-03AF", "arabic": "0621-063A 0641-064A 064B-0652",
-    "hebrew": "05D0-05EA 05B0-05BC", "devanagari": "0905-0914 0915-0939 093E-094D", "thai": "0E01-0E30 0E31-0E3A 0E40-0E4E",
-    "han": "4E00-4E60 6C34-6C50 9F8D", "kana": "3042-3093 30A2-30F3 30FC", "hangul": "AC00-AC80 D55C", "jamo":
-    "1100-1112 1161-1175 11A8-11C2", "latin": "00C0-00D6 00D8-00F6 0100-017F 1EA0-1EF9", "composed": "0061-007A 0300-0304 0323",
-    "marks": "0300-036F 0591-05AF 20D0-20DC", "mixed": "0041-005A 0061-007A 0410-044F 4E00-4E10 0030-0039", "georgian":
-    "10D0-10F0 1C90-1CB0", "titlecase": "01C4-01CC 01F1-01F3 1F88-1F8F", "modifiers": "02B0-02C1 1D2C-1D3C 3005 303B",
-    "math": "1D400-1D4FF 2200-2240", "emoji": "1F600-1F640 2600-2620", "digits": "0030-0039 0660-0669 0966-096F FF10-FF19",
+# Ranges of letters, from which words are made.
+LETTERS = {
+    "cyrillic": "0410-044F 0451 0456", "greek": "0391-03A1 03A3-03C9 03AC-03AF",
+    "arabic": "0621-063A 0641-064A 064B-0652", "hebrew": "05D0-05EA 05B0-05BC",
+    "devanagari": "0905-0914 0915-0939 093E-094D", "thai": "0E01-0E30 0E31-0E3A 0E40-0E4E",
+    "han": "4E00-4E60 6C34-6C50 9F8D", "kana": "3042-3093 30A2-30F3 30FC", "hangul": "AC00-AC80 D55C",
+    "jamo": "1100-1112 1161-1175 11A8-11C2", "latin": "00C0-00D6 00D8-00F6 0100-017F 1EA0-1EF9",
+    "composed": "0061-007A 0300-0304 0323", "marks": "0300-036F 0591-05AF 20D0-20DC",
+    "mixed": "0041-005A 0061-007A 0410-044F 4E00-4E10 0030-0039", "georgian": "10D0-10F0 1C90-1CB0",
+    "titlecase": "01C4-01CC 01F1-01F3 1F88-1F8F", "modifiers": "02B0-02C1 1D2C-1D3C 3005 303B",
+    "math": "1D400-1D4FF 2200-2240", "emoji": "1F600-1F640 2600-2620",
+    "digits": "0030-0039 0660-0669 0966-096F FF10-FF19",
     "numbers": "00B2 00B3 00B9 00BC-00BE 2150-2188 2460-2473 3007 3021-3029 1D7CE-1D7FF", "full": "FF01-FF5E",
-    "compatibility": "FB00-FB06 2100-2120 32D0-32FE F900-F920 2F800-2F810", "space": "0009-000D 0020 0085 00A0 1680 2000-200A "
-    "2028 2029 202F 205F 3000", "format": "00AD 200B-200F 202A-202E 2060-2064 FEFF FE0E FE0F", "control": "0000-001F 007F-009F",
-    "private": "E000-E010 F0000-F0005 FFFFE", "punctuation": "0021-002F 003A-0040 005B-0060 007B-007E 2010-2027 3001-3003"}
+    "compatibility": "FB00-FB06 2100-2120 32D0-32FE F900-F920 2F800-2F810",
+    "space": "0009-000D 0020 0085 00A0 1680 2000-200A " "2028 2029 202F 205F 3000",
+    "format": "00AD 200B-200F 202A-202E 2060-2064 FEFF FE0E FE0F", "control": "0000-001F 007F-009F",
+    "private": "E000-E010 F0000-F0005 FFFFE",
+    "punctuation": "0021-002F 003A-0040 005B-0060 007B-007E 2010-2027 3001-3003"}
 FIXED = [
-    "I'm", "you're", "we'VE", "THEY'LL", "it's", "IT'S", "don't", "DON'T", "he'd", "He'D", "can'\u017f", "it'\u017F ok", "o'clock",
-    "'s", "'S", "''s", "'ll'll", "'re 're", "\u2019s", "'d3", "'t.", "x'sy", "l'\u00e9cole", "'\u212a", "'ve\n", " 'm", "'lL",
-    "caf\u00e9", "cafe\u0301", "A\u030a\u00c5\u212b", "\u1e9b\u0323", "q\u0307\u0323", "\u0958", "\u0915\u093c", "\u1112\u1161\u11ab",
-    "\ud55c\uad6d\uc5b4", "\u110b\u1165\u1100", "\u00bd cup", "\ufb01ne", "\u2460\u2461", "\u00b2\u00b3", "\u0390", "\u03b9\u0308\u0301",
-    " Vi\u1ec7t", "Vi\u1ec7t Nam", "\u05e9\u05c1\u05dc\u05d5\u05dd", "e" + "\u0301" * 40, "\u0344\u0345\u0346", "a\u0315\u0300\u05ae\u0062",
-    "\U0001F469\u200D\U0001F469\u200D\U0001F466", "\U0001F44D\U0001F3FD", "\U0001F1EB\U0001F1F7", "\u2764\ufe0f", "#\ufe0f\u20e3",
-    "int main(void) { return 0; }\n", "for (size_t i = 0; i < n; i++) {\n    x[i] += y[i] * 0.5f;\n}\n", "def f(x):\n\treturn x**2\n",
-    "SELECT * FROM t WHERE a >= 10;\r\n", "#include <stdio.h>\n", "    if (a && !b) {\n\n", "<div class=\"x\">\n  <p>\n", "a->b->c();",
-    "$x = \"\\n\\t\";", "https://example.org/a/b?c=d&e=%20#f", "/usr/lib//x/../", "C:\\dir\\", "HTTPServerError", "camelCaseWord XMLHttp",
-    "snake_case_name", "x86_64", "v1.2.3", "3.14159e-10", "1,234,567.89", "12345678901234567890", "1 22 333 4444", "2024-07-26",
-    "0x1F", "\u0661\u0662\u0663\u0664", "\u0967\u0968\u0969\u096a", "1\u06f21", "9\u00be", "\u216b\u2167", "\u3007\u3021", "\U0001D7D8\U0001D7D9",
-    " ", "  ", "   ", "    ", "\t", "\t\t", "\n", "\n\n", "\r\n", "\r\n\r\n", "\r", " \n", "\n ", " \n \n  ", "\t\n\t", "  \r\n  ",
-    "\u00a0", "\u00a0\u00a0", " \u00a0x", "\u3000", "\u3000\u3000x", "\u2028", "\u2029\u2028 ", "\u0085", "\u1680 x", "\u2003\u2003y", "\u200b",
-    "\x0b\x0c", "\x1c\x1d", "\x00", "a\x00b", "\x00\x00", "\x7f", "!!!", "...", "?!", " !", "--", "---\n", "==>", "\u2026", "\u00bf", "\u00ab \u00bb",
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|im_start|>user\n", "<s>", "</s>", "<unk>", "<0x0A>", "<0xE2>", "<|eot_id|>",
-    "<|begin_of_text|>", "<think>", "</think>", "<tool_call>", "[INST]", "[/INST]", "<|im_", "|>", "<|", "<|IM_START|>", " <mask> ", "<mask>",
-    "<mask>\n x", "x<mask>y", "[word]", " [word] ", "a[word]", "[word]b", "x [word].", "MiXeD", "a MiXeD b", "caf\u00e9tok", "cafe\u0301tok",
-    "<left>", "  <left>  ", "<right>", " <right> \n x", "\u00a0<both>\u3000", "<both>", "</s>\n", " </s> ", "\u2581", "\u2581\u2581a", "a\u2581b",
-    "\u01c5\u01c8", "\u01f2a", "\u00df\u1e9e", "\u0130\u0131", "\u1d43\u1d47", "\u02b0X", "\u30fc\u30fc", "aA", "Aa", "AAa", "aAA", "A\u0301a", "\u00aa\u00ba",
-    "path/to/file", "x/\n", "!/\r\n", "//", " a", " 1", " \u0301", "\u0301a", "1\u0301", "!\u0301", "\n\u0301", "\ufeffx", "\U000E0041", "\U0010FFFF",
-    "a" * 300, " " * 200, "\n" * 100, "1" * 150, "!" * 120, "\u4e2d" * 120, "\u00e9" * 90, "ab" * 100, "'s" * 40, "\u0301" * 60, "\t " * 30]
+    "I'm", "you're", "we'VE", "THEY'LL", "it's", "IT'S", "don't", "DON'T", "he'd", "He'D", "can'\u017f",
+    "it'\u017F ok", "o'clock", "'s", "'S", "''s", "'ll'll", "'re 're", "\u2019s", "'d3", "'t.", "x'sy",
+    "l'\u00e9cole", "'\u212a", "'ve\n", " 'm", "'lL", "caf\u00e9", "cafe\u0301", "A\u030a\u00c5\u212b",
+    "\u1e9b\u0323", "q\u0307\u0323", "\u0958", "\u0915\u093c", "\u1112\u1161\u11ab", "\ud55c\uad6d\uc5b4",
+    "\u110b\u1165\u1100", "\u00bd cup", "\ufb01ne", "\u2460\u2461", "\u00b2\u00b3", "\u0390",
+    "\u03b9\u0308\u0301", " Vi\u1ec7t", "Vi\u1ec7t Nam", "\u05e9\u05c1\u05dc\u05d5\u05dd", "e" + "\u0301" * 40,
+    "\u0344\u0345\u0346", "a\u0315\u0300\u05ae\u0062", "\U0001F469\u200D\U0001F469\u200D\U0001F466",
+    "\U0001F44D\U0001F3FD", "\U0001F1EB\U0001F1F7", "\u2764\ufe0f", "#\ufe0f\u20e3",
+    "int main(void) { return 0; }\n", "for (size_t i = 0; i < n; i++) {\n    x[i] += y[i] * 0.5f;\n}\n",
+    "def f(x):\n\treturn x**2\n", "SELECT * FROM t WHERE a >= 10;\r\n", "#include <stdio.h>\n",
+    "    if (a && !b) {\n\n", "<div class=\"x\">\n  <p>\n", "a->b->c();", "$x = \"\\n\\t\";",
+    "https://example.org/a/b?c=d&e=%20#f", "/usr/lib//x/../", "C:\\dir\\", "HTTPServerError",
+    "camelCaseWord XMLHttp", "snake_case_name", "x86_64", "v1.2.3", "3.14159e-10", "1,234,567.89",
+    "12345678901234567890", "1 22 333 4444", "2024-07-26", "0x1F", "\u0661\u0662\u0663\u0664",
+    "\u0967\u0968\u0969\u096a", "1\u06f21", "9\u00be", "\u216b\u2167", "\u3007\u3021", "\U0001D7D8\U0001D7D9",
+    " ", "  ", "   ", "    ", "\t", "\t\t", "\n", "\n\n", "\r\n", "\r\n\r\n", "\r", " \n", "\n ", " \n \n  ",
+    "\t\n\t", "  \r\n  ", "\u00a0", "\u00a0\u00a0", " \u00a0x", "\u3000", "\u3000\u3000x", "\u2028",
+    "\u2029\u2028 ", "\u0085", "\u1680 x", "\u2003\u2003y", "\u200b", "\x0b\x0c", "\x1c\x1d", "\x00", "a\x00b",
+    "\x00\x00", "\x7f", "!!!", "...", "?!", " !", "--", "---\n", "==>", "\u2026", "\u00bf", "\u00ab \u00bb",
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|im_start|>user\n", "<s>", "</s>", "<unk>", "<0x0A>",
+    "<0xE2>", "<|eot_id|>", "<|begin_of_text|>", "<think>", "</think>", "<tool_call>", "[INST]", "[/INST]",
+    "<|im_", "|>", "<|", "<|IM_START|>", " <mask> ", "<mask>", "<mask>\n x", "x<mask>y", "[word]", " [word] ",
+    "a[word]", "[word]b", "x [word].", "MiXeD", "a MiXeD b", "caf\u00e9tok", "cafe\u0301tok", "<left>",
+    "  <left>  ", "<right>", " <right> \n x", "\u00a0<both>\u3000", "<both>", "</s>\n", " </s> ", "\u2581",
+    "\u2581\u2581a", "a\u2581b", "\u01c5\u01c8", "\u01f2a", "\u00df\u1e9e", "\u0130\u0131", "\u1d43\u1d47",
+    "\u02b0X", "\u30fc\u30fc", "aA", "Aa", "AAa", "aAA", "A\u0301a", "\u00aa\u00ba", "path/to/file", "x/\n",
+    "!/\r\n", "//", " a", " 1", " \u0301", "\u0301a", "1\u0301", "!\u0301", "\n\u0301", "\ufeffx", "\U000E0041",
+    "\U0010FFFF", "a" * 300, " " * 200, "\n" * 100, "1" * 150, "!" * 120, "\u4e2d" * 120, "\u00e9" * 90,
+    "ab" * 100, "'s" * 40, "\u0301" * 60, "\t " * 30]
 
 
 def expand(ranges):
@@ -121,7 +135,8 @@ def make_snippets():
         letters = expand(ranges)
         for _ in range(18):
             text = "".join(letters[rnd.next(len(letters))] for _ in range(1 + rnd.next(9)))
-            out.append([" ", "", "", "a", "1", ". "][rnd.next(6)] + text + ["", "", " ", "b", "2", ","][rnd.next(6)])
+            before = [" ", "", "", "a", "1", ". "][rnd.next(6)]
+            out.append(before + text + ["", "", " ", "b", "2", ","][rnd.next(6)])
     return [s.encode() for s in out]
 
 
@@ -151,7 +166,8 @@ ALPHABET.update({b: chr(256 + i) for i, b in enumerate(b for b in range(256) if 
 
 
 def byte_level(add_prefix_space=False, use_regex=False):
-    return {"type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": True, "use_regex": use_regex}
+    return {"type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": True,
+            "use_regex": use_regex}
 
 
 def split(pattern, behavior="Isolated"):
@@ -163,8 +179,8 @@ def sequence(*parts, key="pretokenizers"):
 
 
 def added(i, content, special=True, **flags):
-    return {"id": i, "content": content, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-            "special": special, **flags}
+    return {"id": i, "content": content, "single_word": False, "lstrip": False, "rstrip": False,
+            "normalized": False, "special": special, **flags}
 
 
 def bos_template(i, token):
@@ -194,8 +210,8 @@ def byte_model(merges, as_strings=False, extra=(), **flags):
         vocab.setdefault(a + b, len(vocab))
     for token in extra:
         vocab.setdefault(token, len(vocab))
-    return {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
-            "fuse_unk": False, "byte_fallback": False, "ignore_merges": False, "vocab": vocab,
+    return {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False, "vocab": vocab,
             "merges": [f"{a} {b}" if as_strings else [a, b] for a, b in merges], **flags}
 
 
@@ -214,13 +230,13 @@ def piece_model(snippets, n):
         vocab.setdefault(token, len(vocab))
     merges = [m for m in merges if m[0] in vocab and m[1] in vocab]
     return {"type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
-            "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "ignore_merges": False, "vocab": vocab,
-            "merges": [[a, b] for a, b in merges]}
+            "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "ignore_merges": False,
+            "vocab": vocab, "merges": [[a, b] for a, b in merges]}
 
 
 def whole(model, pre, decoder, normalizer=None, post=None, tokens=()):
-    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": list(tokens), "normalizer": normalizer,
-            "pre_tokenizer": pre, "post_processor": post, "decoder": decoder, "model": model}
+    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": list(tokens),
+            "normalizer": normalizer, "pre_tokenizer": pre, "post_processor": post, "decoder": decoder, "model": model}
 
 
 def make_tokenizers(snippets):
@@ -237,7 +253,8 @@ def make_tokenizers(snippets):
         added(n + 12, "<|im_start|>user", False)]
     nfc, bytes_only, prefix = {"type": "NFC"}, byte_level(), byte_level(True, True)
     out = {"qwen2": whole(model, sequence(split(QWEN2), bytes_only), bytes_only, nfc, bytes_only, flagged)}
-    tall = byte_model(merges, extra=["".join(ALPHABET[b] for b in " Vi\u1ec7t".encode()), "ItAll", "123"], ignore_merges=True)
+    viet = "".join(ALPHABET[b] for b in " Vi\u1ec7t".encode())
+    tall = byte_model(merges, extra=[viet, "ItAll", "123"], ignore_merges=True)
     n_tall = len(tall["vocab"])
     out["llama3"] = whole(tall, sequence(split(LLAMA3), bytes_only), bytes_only, None,
                           sequence(bytes_only, bos_template(n_tall, "<|begin_of_text|>"), key="processors"),
@@ -273,10 +290,14 @@ def make_tokenizers(snippets):
 
 # ---- Expectations ----------------------------------------------------------------------------------
 
-CASES = ["", " ", "a", "Hello, world!", " Hello  world ", "I'm you'RE it'\u017f", "1234567", "caf\u00e9 cafe\u0301", "\u4e2d\u6587 \ud55c\uad6d\uc5b4",
-         "\U0001F44D\U0001F3FD\U0001F469\u200D\U0001F466", "a\x00b", "\t\n \r\n\n  x", "\u00a0\u3000x", " Vi\u1ec7t", "ItAll ItAllx", "<|im_start|>user\nhi<|im_end|>\n",
-         "x <mask> y<mask>", "  <left>  <right>  <both>  ", "[word] a[word] [word]b ([word])", "cafe\u0301tok caf\u00e9tok", "<think>\n\n</think>\n\n",
-         "<s>a</s> b", "\u2581a\u2581\u2581b", "<0x41>", "\u0905\u0928 \u0301x", "  \n  \n", "HTTPServer's aBC'LL", "x/\n//", "\x7f\x80\U0010FFFF", "<|begin_of_text|>a<|eot_id|>"]
+CASES = [
+    "", " ", "a", "Hello, world!", " Hello  world ", "I'm you'RE it'\u017f", "1234567", "caf\u00e9 cafe\u0301",
+    "\u4e2d\u6587 \ud55c\uad6d\uc5b4", "\U0001F44D\U0001F3FD\U0001F469\u200D\U0001F466", "a\x00b",
+    "\t\n \r\n\n  x", "\u00a0\u3000x", " Vi\u1ec7t", "ItAll ItAllx", "<|im_start|>user\nhi<|im_end|>\n",
+    "x <mask> y<mask>", "  <left>  <right>  <both>  ", "[word] a[word] [word]b ([word])",
+    "cafe\u0301tok caf\u00e9tok", "<think>\n\n</think>\n\n", "<s>a</s> b", "\u2581a\u2581\u2581b", "<0x41>",
+    "\u0905\u0928 \u0301x", "  \n  \n", "HTTPServer's aBC'LL", "x/\n//", "\x7f\x80\U0010FFFF",
+    "<|begin_of_text|>a<|eot_id|>"]
 
 
 def context(c):
@@ -322,7 +343,8 @@ def expectations(text, snippets, scalars, differ):
 def versions_differ():
     nfkc = normalizers.NFKC()
     return {c for c in range(0x110000) if not 0xD800 <= c < 0xE000 and (
-        unicodedata.category(chr(c)) == "Cn" or nfkc.normalize_str(chr(c)) != unicodedata.normalize("NFKC", chr(c)))}
+        unicodedata.category(chr(c)) == "Cn"
+        or nfkc.normalize_str(chr(c)) != unicodedata.normalize("NFKC", chr(c)))}
 
 
 def ranges(codes):
