@@ -110,7 +110,7 @@ typedef struct folollm_host {
     void (*parallel_for)(void *user, size_t n, void (*task)(void *context, size_t i), void *context);
     /* Files. If file_open is set, all of file_open, file_size, file_read and file_close must be, and no path
      * reaches the operating system: names are the path given to load, '/' and a file name. file_open returns a
-     * handle or NULL. file_read fills all n_bytes from offset and returns 0, or returns non-zero. */
+     * handle, or NULL, which counts as: there is no such file. file_read fills all n_bytes from offset and returns 0, or returns non-zero. */
     void *(*file_open)(void *user, const char *path);
     uint64_t (*file_size)(void *user, void *file);
     int (*file_read)(void *user, void *file, uint64_t offset, void *out, size_t n_bytes);
@@ -213,6 +213,7 @@ FOLOLLM_API folollm_status folollm_load(const char *path, const folollm_options 
 FOLOLLM_API folollm_status folollm_share(folollm *engine, const folollm_options *options, folollm **out,
                                          folollm_error *error);
 
+/* What was opened. Neither may be NULL. */
 FOLOLLM_API void folollm_get_info(const folollm *engine, folollm_info *info);
 
 /* Give everything back, open sequences included. NULL is allowed. */
@@ -320,7 +321,7 @@ typedef struct folollm_sampling {
 } folollm_sampling;
 
 /* What the checkpoint's generation_config.json asks for: temperature, top_k, top_p, min_p, repetition_penalty, or
- * greedy. Everything else is zeroed. */
+ * greedy. Everything else is zeroed. Neither may be NULL. */
 FOLOLLM_API void folollm_default_sampling(const folollm *engine, folollm_sampling *out);
 
 /* An empty sequence. sampling: NULL for greedy. FOLOLLM_E_POOL if max_seqs are open. */
@@ -406,6 +407,7 @@ typedef struct folollm_stats {
     uint32_t seqs_open;
 } folollm_stats;
 
+/* Neither may be NULL. */
 FOLOLLM_API void folollm_get_stats(const folollm *engine, folollm_stats *stats);
 
 #ifdef __cplusplus

@@ -141,7 +141,9 @@ static size_t fl_detokenize_all(const fl_tokenizer *t, const folollm_token *toke
     size_t n = 0;
     memset(&d, 0, sizeof d);
     for (size_t i = 0; i <= n_tokens; i++) {
-        fl_detokenizer_look_ahead(&d, t, tokens + i, n_tokens - i, flags);
+        if (i < n_tokens) { /* tokens may be NULL when there are none */
+            fl_detokenizer_look_ahead(&d, t, tokens + i, n_tokens - i, flags);
+        }
         size_t length = i < n_tokens ? fl_detokenizer_feed(&d, t, tokens[i], flags, piece)
                                      : fl_detokenizer_finish(&d, piece);
         if (text != NULL) {

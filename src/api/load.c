@@ -285,7 +285,8 @@ FOLOLLM_API folollm_status folollm_plan(const char *path, const folollm_options 
     folollm_status status = fl_engine_new(c, options, true, &f, error);
     if (status == FOLOLLM_OK) {
         *memory = f->plan;
-        fl_free(&f->memory, f, sizeof *f);
+        fl_memory own = f->memory; /* f goes, with the counter in it */
+        fl_free(&own, f, sizeof *f);
     }
     fl_checkpoint_release(c);
     return status;

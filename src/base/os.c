@@ -18,7 +18,8 @@
 
 #ifdef _WIN32
 
-static intptr_t fl_os_open(fl_memory *m, const char *path, uint64_t *size) {
+/* The descriptor, or -1; *absent: because there is no such file. */
+static intptr_t fl_os_open(fl_memory *m, const char *path, uint64_t *size, bool *absent) {
     int n = MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, NULL, 0);
     wchar_t *wide = n > 0 ? fl_alloc(m, (size_t)n * sizeof *wide) : NULL;
     if (wide == NULL) {
@@ -29,6 +30,7 @@ static intptr_t fl_os_open(fl_memory *m, const char *path, uint64_t *size) {
     fl_free(m, wide, (size_t)n * sizeof *wide);
     LARGE_INTEGER length;
     if (file == INVALID_HANDLE_VALUE) {
+        *absent = GetLastError() == ERROR_FILE_NOT_FOUND || GetLastError() == ERROR_PATH_NOT_FOUND;
         return -1;
     }
     if (!GetFileSizeEx(file, &length)) {
@@ -81,7 +83,8 @@ FL_LOCAL uint32_t fl_n_cores(void) {
 
 #else
 
-static intptr_t fl_os_open(fl_memory *m, const char *path, uint64_t *size) {
+/* The descriptor, or -1; *absent: because there is no such file. */
+static intptr_t fl_os_open(fl_memory *m, const char *path, uint64_t *size, bool *absent) {
     (void)m;
     int file;
     do {
@@ -89,6 +92,7 @@ static intptr_t fl_os_open(fl_memory *m, const char *path, uint64_t *size) {
     } while (file < 0 && errno == EINTR);
     struct stat s;
     if (file < 0) {
+        *absent = errno == ENOENT || errno == ENOTDIR;
         return -1;
     }
     if (fstat(file, &s) != 0 || !S_ISREG(s.st_mode) || s.st_size < 0) {
@@ -156,15 +160,17 @@ static bool fl_join_path(fl_memory *m, fl_file *f, const char *directory, const 
     return true;
 }
 
-static bool fl_file_open_path(fl_memory *m, fl_file *f) {
+/* A host's file that does not open counts as absent: its hooks cannot tell. */
+static bool fl_file_open_path(fl_memory *m, fl_file *f, bool *absent) {
     if (m->host.file_open != NULL) {
         f->host_file = m->host.file_open(m->host.user, f->path);
+        *absent = f->host_file == NULL;
         if (f->host_file != NULL) {
             f->size = m->host.file_size(m->host.user, f->host_file);
         }
         return f->host_file != NULL;
     }
-    f->os_file = fl_os_open(m, f->path, &f->size);
+    f->os_file = fl_os_open(m, f->path, &f->size, absent);
     return f->os_file != -1;
 }
 
@@ -176,13 +182,13 @@ FL_LOCAL folollm_status fl_file_open(fl_memory *m, fl_file *f, const char *direc
     if (!fl_join_path(m, f, directory, name)) {
         return fl_no_memory(error, "a path", f->path_bytes);
     }
-    bool open = fl_file_open_path(m, f);
+    bool absent = false, open = fl_file_open_path(m, f, &absent);
     if (found != NULL) {
         *found = open;
     }
     folollm_status status = FOLOLLM_OK;
-    if (!open && found == NULL) {
-        status = fl_fail(error, FOLOLLM_E_IO, "cannot open the file %s: is it there and readable?", f->path);
+    if (!open && !(absent && found != NULL)) {
+        status = fl_fail(error, FOLOLLM_E_IO, "cannot open the file %s: is it there, a file, and readable?", f->path);
     }
     if (!open) {
         fl_file_close(f);

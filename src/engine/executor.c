@@ -10,6 +10,7 @@ FL_LOCAL void fl_executor_layout(fl_executor *e, fl_arena *arena, uint32_t n_row
     e->runs = fl_take(arena, n_rows, sizeof *e->runs);
     e->logits = fl_take(arena, max_seqs, (size_t)vocab * sizeof *e->logits);
     e->stepped = fl_take(arena, max_seqs, sizeof *e->stepped);
+    e->origins = fl_take(arena, max_seqs, sizeof *e->origins);
 }
 
 static uint32_t fl_vocab_rows(const fl_executor *e) {
@@ -32,20 +33,37 @@ static size_t fl_pages_wanted(const fl_executor *e, const fl_sequence *s, size_t
     return fl_div_up(s->n_tokens + n, FL_PAGE_TOKENS) - s->n_pages + fl_must_copy(e, s);
 }
 
-/* Give the sequence room for n more tokens; enough pages are free. n_tokens does not move. */
-static void fl_reserve(fl_executor *e, fl_sequence *s, size_t n) {
+#define FL_PAGE_NONE UINT32_MAX
+
+/* Give the sequence room for n more tokens; enough pages are free. n_tokens does not move. Returns the shared page
+ * that was copied, for fl_unreserve, or FL_PAGE_NONE. */
+static uint32_t fl_reserve(fl_executor *e, fl_sequence *s, size_t n) {
+    uint32_t origin = FL_PAGE_NONE;
     if (fl_must_copy(e, s)) {
         uint32_t *last = &s->pages[s->n_pages - 1], copy = fl_pages_take(e->pages);
         fl_worker_copy_page(e->worker, *last, copy);
         memcpy(e->pages->tokens + (size_t)copy * FL_PAGE_TOKENS, e->pages->tokens + (size_t)*last * FL_PAGE_TOKENS,
                FL_PAGE_TOKENS * sizeof *e->pages->tokens);
         fl_pages_release(e->pages, *last);
+        origin = *last;
         *last = copy;
         e->stats.pages_copied++;
     }
     size_t n_pages = fl_div_up(s->n_tokens + n, FL_PAGE_TOKENS);
     while (s->n_pages < n_pages) {
         s->pages[s->n_pages++] = fl_pages_take(e->pages);
+    }
+    return origin;
+}
+
+/* Take back what fl_reserve gave. Whoever else had the origin has it still, so it was not freed. */
+static void fl_unreserve(fl_executor *e, fl_sequence *s, uint32_t origin) {
+    fl_sequence_cut(s, e->pages, s->n_tokens);
+    if (origin != FL_PAGE_NONE) {
+        uint32_t *last = &s->pages[s->n_pages - 1];
+        fl_pages_release(e->pages, *last);
+        fl_pages_share(e->pages, origin);
+        *last = origin;
     }
 }
 
@@ -123,14 +141,14 @@ FL_LOCAL folollm_status fl_executor_prefill(fl_executor *e, fl_sequence *s, cons
     if (wanted > e->pages->n_free) {
         return fl_no_pages(e, wanted, error);
     }
-    fl_reserve(e, s, n_tokens);
+    uint32_t origin = fl_reserve(e, s, n_tokens);
     folollm_status status = FOLOLLM_OK;
     for (size_t at = 0; at < n_tokens && status == FOLOLLM_OK; at += e->n_rows) {
         size_t n = fl_min(n_tokens - at, e->n_rows);
         status = fl_prefill_chunk(e, s, tokens, at, n, at + n == n_tokens, all_logits, error);
     }
     if (status != FOLOLLM_OK) {
-        fl_sequence_cut(s, e->pages, s->n_tokens);
+        fl_unreserve(e, s, origin);
         e->stats.undone++;
         return status;
     }
@@ -169,9 +187,23 @@ static folollm_status fl_decode_check(fl_executor *e, const folollm_seq *seqs, s
     return FOLOLLM_OK;
 }
 
-static void fl_decode_undo(fl_executor *e, size_t n) {
-    for (size_t i = 0; i < n; i++) {
-        fl_sequence_cut(e->stepped[i], e->pages, e->stepped[i]->n_tokens);
+/* Did the last owner of the page that sequence i left, a shorter one of the first n, write over its tokens there? */
+static bool fl_decode_overwrote(const fl_executor *e, size_t i, size_t n) {
+    for (size_t k = i + 1; k < n; k++) {
+        const fl_sequence *s = e->stepped[k];
+        if (e->origins[k] == FL_PAGE_NONE && s->n_tokens % FL_PAGE_TOKENS != 0 &&
+            s->pages[s->n_pages - 1] == e->origins[i] && s->n_tokens < e->stepped[i]->n_tokens) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* ran: rows were computed, so that the slots behind the lengths may hold anything. */
+static void fl_decode_undo(fl_executor *e, size_t n, bool ran) {
+    for (size_t i = n; i-- > 0;) {
+        bool keep = ran && e->origins[i] != FL_PAGE_NONE && fl_decode_overwrote(e, i, n);
+        fl_unreserve(e, e->stepped[i], keep ? FL_PAGE_NONE : e->origins[i]);
     }
     e->stats.undone++;
 }
@@ -182,10 +214,10 @@ static folollm_status fl_decode_reserve(fl_executor *e, size_t n, folollm_error 
         size_t wanted = fl_pages_wanted(e, e->stepped[i], 1);
         if (wanted > e->pages->n_free) {
             fl_no_pages(e, wanted, error);
-            fl_decode_undo(e, i);
+            fl_decode_undo(e, i, false);
             return FOLOLLM_E_POOL;
         }
-        fl_reserve(e, e->stepped[i], 1);
+        e->origins[i] = fl_reserve(e, e->stepped[i], 1);
     }
     return FOLOLLM_OK;
 }
@@ -227,7 +259,7 @@ FL_LOCAL folollm_status fl_executor_decode(fl_executor *e, const folollm_seq *se
     FL_TRY(fl_decode_reserve(e, n, error));
     folollm_status status = fl_decode_rows(e, seqs, tokens, n, error);
     if (status != FOLOLLM_OK) {
-        fl_decode_undo(e, n);
+        fl_decode_undo(e, n, true);
         return status;
     }
     for (size_t i = 0; i < n; i++) {

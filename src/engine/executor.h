@@ -25,6 +25,7 @@ typedef struct fl_executor {
     fl_run *runs;
     float *logits;         /* (max_seqs, vocab) of a step that is not committed yet */
     fl_sequence **stepped; /* (max_seqs) */
+    uint32_t *origins;     /* (max_seqs) the shared page that a stepped sequence's last one was copied from */
 } fl_executor;
 
 FL_LOCAL void fl_executor_layout(fl_executor *e, fl_arena *arena, uint32_t n_rows, uint32_t max_seqs,

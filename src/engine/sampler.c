@@ -1,6 +1,7 @@
 #include "engine/sampler.h"
 
 #include "base/math.h"
+#include "base/utf8.h"
 
 #define FL_LLAMACPP_WINDOW 64 /* tokens that llama.cpp's penalties look back by default */
 #define FL_BANNED (-FLT_MAX)
@@ -88,6 +89,9 @@ static folollm_status fl_sampling_lists(fl_sampling *out, const folollm_sampling
         if (stop->text == NULL || stop->n_bytes == 0 || stop->n_bytes > FL_STOP_BYTES) {
             return fl_fail(error, FOLOLLM_E_ARGUMENT, "sampling.stops[%u] has %u bytes; 1 to %u are allowed",
                            (uint64_t)i, (uint64_t)stop->n_bytes, (uint64_t)FL_STOP_BYTES);
+        }
+        if (fl_utf8_valid_prefix(stop->text, stop->n_bytes) != stop->n_bytes) {
+            return fl_fail(error, FOLOLLM_E_ENCODING, "sampling.stops[%u] is not UTF-8", (uint64_t)i);
         }
         memcpy(out->stops[i], stop->text, stop->n_bytes);
         out->stop_bytes[i] = (uint8_t)stop->n_bytes;

@@ -302,7 +302,21 @@ FL_LOCAL uint32_t fl_json_get(const fl_json *doc, uint32_t node, const char *key
 
 /* ---- Numbers -- */
 
-/* Up to 19 digits and a power of ten, exact in all but contrived cases; the rest is rounded within 2 ulp. */
+/* value * 10^exponent in steps of powers that double holds exactly. */
+static double fl_json_scale(double value, int64_t exponent) {
+    while (exponent != 0 && value != 0 && value < DBL_MAX) {
+        int64_t step = exponent < -22 ? -22 : exponent > 22 ? 22 : exponent;
+        double power = 1;
+        for (int64_t i = 0; i < (step < 0 ? -step : step); i++) {
+            power *= 10;
+        }
+        value = step < 0 ? value / power : value > DBL_MAX / power ? DBL_MAX : value * power;
+        exponent -= step;
+    }
+    return value;
+}
+
+/* Exact for up to 15 digits and powers of ten up to 22; else one rounding for every 22 powers. */
 static double fl_json_number(fl_str s) {
     uint64_t digits = 0;
     int64_t exponent = 0;
@@ -325,25 +339,7 @@ static double fl_json_number(fl_str s) {
         }
     }
     exponent += negative ? -written : written;
-    double value = (double)digits;
-    if (digits == 0) {
-        value = 0;
-    } else if (exponent > 0) {
-        value = exponent > 330 ? DBL_MAX : value;
-        for (; exponent > 0 && value < DBL_MAX / 10; exponent--) {
-            value *= 10;
-        }
-        value = exponent > 0 ? DBL_MAX : value;
-    } else if (exponent < 0) {
-        double power = 1;
-        for (; exponent < -22 && value > DBL_MIN; exponent++) {
-            value /= 10;
-        }
-        for (; exponent < 0; exponent++) {
-            power *= 10;
-        }
-        value /= power;
-    }
+    double value = fl_json_scale((double)digits, exponent);
     return s.at[0] == '-' ? -value : value;
 }
 
@@ -355,10 +351,11 @@ FL_LOCAL bool fl_json_integer(const fl_json *doc, uint32_t node, uint64_t max, u
     const fl_json_node *n = &doc->nodes[node];
     for (uint32_t i = 0; i < n->n; i++) {
         char c = doc->text.at[n->begin + i];
-        if (c < '0' || c > '9' || value > (UINT64_MAX - 9) / 10) {
+        uint64_t digit = (uint64_t)(c - '0');
+        if (c < '0' || c > '9' || value > (UINT64_MAX - digit) / 10) {
             return false;
         }
-        value = value * 10 + (uint64_t)(c - '0');
+        value = value * 10 + digit;
     }
     if (value > max) {
         return false;

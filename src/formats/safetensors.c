@@ -151,8 +151,10 @@ static void fl_sort_by_end(fl_tensor *a, size_t n) {
     }
 }
 
-/* Sorted by where they end, each tensor begins where one before ended: no overlap, no hole. */
-static folollm_status fl_check_ranges(fl_header_reader *r, fl_tensor *tensors, size_t n) {
+/* Sorted by where they end, each tensor from `first` on begins where one before ended: no overlap, no hole. */
+static folollm_status fl_check_ranges(fl_header_reader *r, size_t first) {
+    size_t n = r->tensors->n_tensors - first;
+    fl_tensor *tensors = n > 0 ? r->tensors->tensors + first : NULL;
     fl_sort_by_end(tensors, n);
     uint64_t at = r->data;
     for (size_t i = 0; i < n; i++) {
@@ -181,7 +183,7 @@ static folollm_status fl_read_entries(fl_header_reader *r) {
     for (uint32_t i = 1; i < r->doc.nodes[0].next; i = r->doc.nodes[i + 1].next) {
         FL_TRY(fl_json_is(&r->doc, i, "__metadata__") ? fl_read_metadata(r, i + 1) : fl_read_tensor(r, i));
     }
-    return fl_check_ranges(r, r->tensors->tensors + first, r->tensors->n_tensors - first);
+    return fl_check_ranges(r, first);
 }
 
 static folollm_status fl_read_header(fl_tensors *t, fl_file *file, fl_str *header, folollm_error *error) {
@@ -273,6 +275,9 @@ static folollm_status fl_add_shards(fl_tensors *t, const fl_json *index, const c
         memcpy(terminated, name.at, name.n);
         terminated[name.n] = 0;
         FL_TRY(fl_add_file(t, directory, terminated, NULL, error));
+    }
+    if (t->n_files == 0) {
+        return fl_fail(error, FOLOLLM_E_FORMAT, "%s/%s: \"weight_map\" names no file", directory, fl_index_name);
     }
     return FOLOLLM_OK;
 }

@@ -3,7 +3,7 @@
 #include "base/os.h"
 #include "formats/json.h"
 
-#define FL_CONFIG_MAX_BYTES (4u << 20)
+#define FL_CONFIG_MAX_BYTES (1u << 20)
 
 /* Which layers slide when the config does not list them. */
 typedef enum fl_window_rule {

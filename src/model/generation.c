@@ -3,7 +3,7 @@
 #include "base/os.h"
 #include "formats/json.h"
 
-#define FL_GENERATION_MAX_BYTES (4u << 20)
+#define FL_GENERATION_MAX_BYTES (1u << 20)
 
 FL_LOCAL void fl_generation_add_eos(fl_generation *g, folollm_token id) {
     for (size_t i = 0; i < g->n_eos; i++) {

@@ -17,8 +17,8 @@ static folollm_status fl_bind_find(const fl_binder *b, const char *pattern, size
     fl_str key = {name, n};
     const fl_tensor *t = fl_tensors_find(&b->w->tensors, key);
     if (t == NULL) {
-        return fl_fail(b->error, FOLOLLM_E_FORMAT, "tensor %S is not in the checkpoint, but config.json implies it",
-                       &key);
+        return fl_fail(b->error, FOLOLLM_E_FORMAT, "%s: tensor %S is not in the checkpoint, but config.json implies it",
+                       b->w->tensors.files[0].path, &key);
     }
     uint64_t rows = t->n_dims > 0 ? t->shape[0] : 0, cols = t->n_dims > 1 ? t->shape[1] : 0;
     if (t->n_dims != (n_cols != 0 ? 2u : 1u) || rows != n_rows || cols != n_cols) {

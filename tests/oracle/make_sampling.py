@@ -13,8 +13,8 @@ as vendored by llama_cpp_python 0.3.36). Everything follows from the seed. Where
 
 An order of its own ("order" below) runs the same stages shuffled. Beside each answer stands `reference`, float64
 from the definitions; a case is dropped when a sum of probabilities comes within MARGIN of p, or a logit within
-MARGIN of the min-p limit, because float32 sums then decide; in all others both must agree. Of equal logits of which
-only some stay, the libraries keep whichever their sort leaves in front: the vectors have the lowest ids instead.
+MARGIN of the min-p limit, because float32 sums then decide; in all others both must agree. Of equal logits of
+which only some stay, the libraries keep whichever their sort leaves in front: here it is the lowest ids.
 
 The file is text, a record per line, words apart by one blank; floats are the 8 hexadecimal digits of their bits:
 
