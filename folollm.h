@@ -329,7 +329,8 @@ FOLOLLM_API folollm_status folollm_seq_open(folollm *engine, const folollm_sampl
                                             folollm_error *error);
 
 /* A second sequence with the same tokens, sampling and logits; full pages of KV are shared, a page is copied when
- * one of the two writes to it. sampling: NULL keeps that of `seq`; else it replaces it (another seed, say). */
+ * one of the two writes to it. sampling: NULL keeps that of `seq`; else it replaces it (another seed, say), and the
+ * text goes on as if it had been there from the start of the output. */
 FOLOLLM_API folollm_status folollm_seq_fork(folollm *engine, folollm_seq seq, const folollm_sampling *sampling,
                                             folollm_seq *out, folollm_error *error);
 
@@ -385,7 +386,7 @@ typedef struct folollm_sampled {
     int stop_index;         /* which stop string, or -1 */
     folollm_logprob chosen; /* of the token */
     const char *text;       /* what this token adds to the output: whole code points, never part of a stop string.
-                               Owned by the engine, valid until the next sample, step or close of this sequence */
+                               Owned by the engine, valid until the next call that names this sequence */
     size_t n_bytes;
 } folollm_sampled;
 

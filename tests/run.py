@@ -16,7 +16,7 @@ for command in sys.argv[1:]:
                                errors="replace")
     for line in process.stdout:
         print(line, end="", flush=True)
-        last = line
+        last = last if line.startswith("make: Leaving") else line
     status = process.wait()
     counts = re.fullmatch(r"(\d+) passed, (\d+) failed\n", last)
     passed += int(counts[1]) if counts else 0

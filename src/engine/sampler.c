@@ -161,16 +161,15 @@ static double fl_uniform(uint64_t seed, uint64_t position) {
 
 /* ---- Penalties, biases, bans -- */
 
-static void fl_count(fl_sampler *s, const fl_history *h, uint32_t from, bool undo) {
+static void fl_count(fl_sampler *s, const fl_history *h, uint32_t from) {
     for (uint32_t i = from; i < h->n_tokens; i++) {
-        uint32_t *count = &s->counts[fl_history_at(h, i)];
-        *count = undo ? 0 : *count + 1;
+        s->counts[fl_history_at(h, i)]++;
     }
 }
 
 static void fl_penalise_repetition(fl_sampler *s, const fl_sampling *o, const fl_history *h, uint32_t from) {
     float penalty = o->s.repetition_penalty;
-    fl_count(s, h, from, false);
+    fl_count(s, h, from);
     for (uint32_t i = from; i < h->n_tokens; i++) {
         folollm_token id = fl_history_at(h, i);
         if (s->counts[id] != 0) { /* once per id */
@@ -181,7 +180,7 @@ static void fl_penalise_repetition(fl_sampler *s, const fl_sampling *o, const fl
 }
 
 static void fl_penalise_count(fl_sampler *s, const fl_sampling *o, const fl_history *h, uint32_t from) {
-    fl_count(s, h, from, false);
+    fl_count(s, h, from);
     for (uint32_t i = from; i < h->n_tokens; i++) {
         folollm_token id = fl_history_at(h, i);
         if (s->counts[id] != 0) {
@@ -203,11 +202,26 @@ static void fl_apply_penalties(fl_sampler *s, const fl_sampling *o, const fl_his
     }
 }
 
-static void fl_apply_bans(fl_sampler *s, const fl_sampling *o, const fl_history *h) {
+/* Before the penalties, as the engines of all three presets do. A ban may not meet arithmetic: it comes last. */
+static void fl_apply_biases(fl_sampler *s, const fl_sampling *o) {
     for (uint32_t i = 0; i < o->n_biases; i++) {
-        float *logit = &s->logits[o->biases[i].token];
-        float sum = *logit + o->biases[i].bias;
-        *logit = sum > FL_BANNED ? sum : FL_BANNED;
+        s->logits[o->biases[i].token] += o->biases[i].bias > FL_BANNED ? o->biases[i].bias : 0;
+    }
+}
+
+static float fl_clamped(float x) {
+    x = x < FLT_MAX ? x : FLT_MAX;
+    return x > FL_BANNED ? x : FL_BANNED;
+}
+
+static void fl_apply_bans(fl_sampler *s, const fl_sampling *o, const fl_history *h) {
+    for (uint32_t i = 0; i < s->vocab; i++) {
+        s->logits[i] = fl_clamped(s->logits[i]);
+    }
+    for (uint32_t i = 0; i < o->n_biases; i++) {
+        if (o->biases[i].bias == FL_BANNED) {
+            s->logits[o->biases[i].token] = FL_BANNED;
+        }
     }
     for (size_t i = 0; i < s->n_holes; i++) {
         s->logits[s->holes[i]] = FL_BANNED;
@@ -280,10 +294,11 @@ static double fl_total_weight(const fl_candidate *a, size_t n, float highest) {
     return total;
 }
 
+/* Where a tiny temperature would make the best infinite, the differences to it are scaled: they order alike. */
 static size_t fl_stage_temperature(fl_candidate *a, size_t n, float temperature) {
+    float highest = fl_highest(a, n), shift = fl_is_finite(highest / temperature) ? 0 : highest;
     for (size_t i = 0; i < n; i++) {
-        float scaled = a[i].logit / temperature;
-        a[i].logit = scaled > FL_BANNED ? (scaled < FLT_MAX ? scaled : FLT_MAX) : FL_BANNED;
+        a[i].logit = fl_clamped((a[i].logit - shift) / temperature);
     }
     return n;
 }
@@ -392,61 +407,67 @@ static size_t fl_list_candidates(const fl_sampler *s) {
     return n;
 }
 
-static float fl_logprob_of(const fl_candidate *a, size_t n, folollm_token id, double offset) {
+/* The difference first: beside a huge maximum the logarithm of the sum would be lost. */
+static float fl_logprob(float logit, float highest, double log_total) {
+    return (float)((double)logit - (double)highest - log_total);
+}
+
+static float fl_logprob_of(const fl_candidate *a, size_t n, folollm_token id, float highest, double log_total) {
     for (size_t i = 0; i < n; i++) {
         if (a[i].id == id) {
-            return (float)((double)a[i].logit - offset);
+            return fl_logprob(a[i].logit, highest, log_total);
         }
     }
     return -FLT_MAX;
 }
 
-static bool fl_choose_greedy(fl_sampler *s, fl_backend *backend, folollm_logprob *chosen, folollm_logprob *top,
+static void fl_choose_greedy(fl_sampler *s, fl_backend *backend, folollm_logprob *chosen, folollm_logprob *top,
                              size_t n_top) {
     float max, sum;
     backend->ops->softmax_stats(backend, s->logits, s->vocab, &max, &sum);
-    double offset = (double)max + fl_log(sum);
+    double log_total = fl_log(sum);
     chosen->token = (folollm_token)fl_argmax(s->logits, s->vocab);
-    chosen->processed = (float)((double)max - offset);
+    chosen->processed = fl_logprob(max, max, log_total);
     for (size_t i = 0; i < n_top; i++) {
         float logit = s->logits[top[i].token];
-        top[i].processed = logit > FL_BANNED ? (float)((double)logit - offset) : -FLT_MAX;
+        top[i].processed = logit > FL_BANNED ? fl_logprob(logit, max, log_total) : -FLT_MAX;
     }
-    return max > FL_BANNED;
 }
 
-static bool fl_choose_drawn(fl_sampler *s, const fl_sampling *o, uint64_t position, folollm_logprob *chosen,
+static void fl_choose_drawn(fl_sampler *s, const fl_sampling *o, uint64_t position, folollm_logprob *chosen,
                             folollm_logprob *top, size_t n_top) {
     fl_candidate *a = s->candidates;
-    size_t n = fl_list_candidates(s);
-    if (n == 0) {
-        return false;
-    }
-    n = fl_run_stages(a, n, o);
+    size_t n = fl_run_stages(a, fl_list_candidates(s), o);
     float highest = fl_highest(a, n);
-    double total = fl_total_weight(a, n, highest), offset = (double)highest + fl_log(total);
+    double total = fl_total_weight(a, n, highest), log_total = fl_log(total);
     chosen->token = fl_draw(a, n, highest, total, fl_uniform(o->s.seed, position));
-    chosen->processed = fl_logprob_of(a, n, chosen->token, offset);
+    chosen->processed = fl_logprob_of(a, n, chosen->token, highest, log_total);
     for (size_t i = 0; i < n_top; i++) {
-        top[i].processed = fl_logprob_of(a, n, top[i].token, offset);
+        top[i].processed = fl_logprob_of(a, n, top[i].token, highest, log_total);
     }
-    return true;
 }
 
 FL_LOCAL bool fl_sampler_choose(fl_sampler *s, fl_backend *backend, const fl_sampling *o, const float *logits,
                                 const fl_history *h, folollm_logprob *chosen, folollm_logprob *top, size_t n_top) {
     float max, sum;
     memcpy(s->logits, logits, s->vocab * sizeof *logits);
+    fl_apply_biases(s, o);
     fl_apply_penalties(s, o, h);
     fl_apply_bans(s, o, h);
-    fl_pick_top(logits, s->vocab, top, n_top);
-    bool ok = o->s.temperature > 0 ? fl_choose_drawn(s, o, h->n_tokens, chosen, top, n_top)
-                                   : fl_choose_greedy(s, backend, chosen, top, n_top);
-    backend->ops->softmax_stats(backend, logits, s->vocab, &max, &sum);
-    double offset = (double)max + fl_log(sum);
-    chosen->raw = ok ? (float)((double)logits[chosen->token] - offset) : 0;
-    for (size_t i = 0; i < n_top; i++) {
-        top[i].raw = (float)((double)top[i].raw - offset);
+    if (!(s->logits[fl_argmax(s->logits, s->vocab)] > FL_BANNED)) {
+        return false;
     }
-    return ok;
+    fl_pick_top(logits, s->vocab, top, n_top);
+    if (o->s.temperature > 0) {
+        fl_choose_drawn(s, o, h->n_tokens, chosen, top, n_top);
+    } else {
+        fl_choose_greedy(s, backend, chosen, top, n_top);
+    }
+    backend->ops->softmax_stats(backend, logits, s->vocab, &max, &sum);
+    double log_total = fl_log(sum);
+    chosen->raw = fl_logprob(logits[chosen->token], max, log_total);
+    for (size_t i = 0; i < n_top; i++) {
+        top[i].raw = fl_logprob(top[i].raw, max, log_total);
+    }
+    return true;
 }

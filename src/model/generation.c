@@ -73,7 +73,9 @@ static folollm_status fl_generation_file(fl_memory *m, fl_generation *g, const c
     }
     folollm_status status = fl_json_parse(m, &doc, name, text, error);
     if (status == FOLOLLM_OK) {
-        status = fl_generation_eos(g, &doc, error);
+        status = fl_json_type_of(&doc, 0) == FL_JSON_OBJECT
+                     ? fl_generation_eos(g, &doc, error)
+                     : fl_fail(error, FOLOLLM_E_FORMAT, "%s holds no JSON object", name);
         if (status == FOLOLLM_OK && sampling) {
             status = fl_generation_sampling(&g->sampling, &doc, error);
         }
