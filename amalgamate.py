@@ -30,6 +30,23 @@ FLOORS = [
     ("api", "engine.h load.c api.c"),
 ]
 KERNELS = ["ops/cuda.cu"]
+# A host's -ffast-math must not move bits: these lines stand around folollm.c.
+STRICT = """#if defined(__clang__) && (defined(__x86_64__) || defined(__i386__))
+#pragma float_control(push)
+#pragma float_control(precise, on)
+#pragma STDC FP_CONTRACT OFF
+#elif defined(__GNUC__) && !defined(__clang__)
+#pragma GCC push_options
+#pragma GCC optimize("no-fast-math", "fp-contract=off")
+#endif
+"""
+RELAX = """
+#if defined(__clang__) && (defined(__x86_64__) || defined(__i386__))
+#pragma float_control(pop)
+#elif defined(__GNUC__) && !defined(__clang__)
+#pragma GCC pop_options
+#endif
+"""
 INCLUDE = re.compile(r'^#include "([^"]+)"\n', re.M)
 
 
@@ -96,11 +113,11 @@ def generate():
     digest, number = hashlib.sha256(inputs.encode()).hexdigest(), version(header)
     define = f'#define FOLOLLM_SOURCE_HASH "{digest}"\n'
     parts = [stamp("folollm.c", number, digest), "\n", define, '#ifndef _GNU_SOURCE\n#define _GNU_SOURCE\n#endif\n',
-             '#include "folollm.h"\n']
+             '#include "folollm.h"\n', STRICT]
     parts += [f"\n/* ==== src/{p} ==== */\n\n{body(p)}" for p in files if not p.endswith(".inc")]
     kernels = [stamp("folollm_kernels.cu", number, digest), "\n", define] + [
         f"\n/* ==== src/{p} ==== */\n\n{body(p)}" for p in KERNELS]
-    return {"folollm.c": "".join(parts) + licence(), "folollm_kernels.cu": "".join(kernels) + licence()}
+    return {"folollm.c": "".join(parts) + RELAX + licence(), "folollm_kernels.cu": "".join(kernels) + licence()}
 
 
 def bundle(directory):
@@ -112,7 +129,9 @@ def bundle(directory):
     source = source.replace('#include "utf8proc.h"\n', load("utf8proc.h"))
     source = source.replace('#include "utf8proc_data.c"\n', load("utf8proc_data.c"))
     source = re.sub(r"^( *# *define +UTF8PROC_DLLEXPORT).*$", r"\1 static", source, flags=re.M)
+    source = source.replace("UTF8PROC_DLLEXPORT extern ", "UTF8PROC_DLLEXPORT ")
     quiet = ('#ifdef __GNUC__\n#pragma GCC diagnostic push\n#pragma GCC diagnostic ignored "-Wunused-function"\n'
+             '#pragma GCC diagnostic ignored "-Wunused-const-variable"\n'
              '#pragma GCC diagnostic ignored "-Wconversion"\n#pragma GCC diagnostic ignored "-Wsign-conversion"\n'
              '#pragma GCC diagnostic ignored "-Wextra"\n#endif\n')
     loud = "#ifdef __GNUC__\n#pragma GCC diagnostic pop\n#endif\n"

@@ -5,6 +5,7 @@
  *     if (folollm_load("models/qwen3-0.6b", NULL, &llm, &error) != FOLOLLM_OK) puts(error.text);
  *
  * Copy folollm.h and folollm.c into a program and build: cc app.c folollm.c -lutf8proc -lm -lpthread
+ * folollm.c may also be included into another C file, before any system header if that is compiled with -std=c99.
  * What is not in this file is not API. The comments here are the reference manual.
  *
  * The contract:

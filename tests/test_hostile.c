@@ -1303,7 +1303,7 @@ int main(int argc, char **argv) {
     }
     host_init(&host, true);
     pthread_attr_init(&attributes);
-    CHECK(pthread_attr_setstacksize(&attributes, STACK_BYTES) == 0);
+    CHECK(pthread_attr_setstacksize(&attributes, fl_max(STACK_BYTES, (size_t)PTHREAD_STACK_MIN)) == 0);
     CHECK(pthread_create(&thread, &attributes, run_parsers, NULL) == 0);
     CHECK(pthread_join(thread, NULL) == 0);
     pthread_attr_destroy(&attributes);

@@ -916,7 +916,7 @@ int main(int argc, char **argv) {
     pthread_attr_t attributes;
     pthread_t thread;
     pthread_attr_init(&attributes);
-    if (pthread_attr_setstacksize(&attributes, 64 * 1024) != 0
+    if (pthread_attr_setstacksize(&attributes, fl_max(64 * 1024, (size_t)PTHREAD_STACK_MIN)) != 0
         || pthread_create(&thread, &attributes, run_all, NULL) != 0) {
         printf("no thread with a stack of 64 KiB\n");
         return 2;

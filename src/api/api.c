@@ -255,7 +255,7 @@ static folollm_status fl_take_slot(folollm *f, fl_sequence **s, folollm_seq *id,
 FOLOLLM_API folollm_status folollm_seq_open(folollm *f, const folollm_sampling *sampling, folollm_seq *out,
                                             folollm_error *error) {
     fl_sampling checked;
-    fl_sequence *s;
+    fl_sequence *s = NULL;
     FL_TRY(fl_need_weights(f, error));
     if (out == NULL) {
         return fl_fail(error, FOLOLLM_E_ARGUMENT, "seq_open: a place for the sequence is needed");
@@ -287,7 +287,7 @@ FOLOLLM_API folollm_status folollm_seq_fork(folollm *f, folollm_seq seq, const f
 }
 
 FOLOLLM_API folollm_status folollm_seq_truncate(folollm *f, folollm_seq seq, size_t n_tokens, folollm_error *error) {
-    fl_sequence *s;
+    fl_sequence *s = NULL;
     FL_TRY(fl_need_sequence(f, seq, &s, error));
     if (n_tokens > s->n_tokens) {
         return fl_fail(error, FOLOLLM_E_ARGUMENT, "sequence %u has %u tokens and cannot be truncated to %u",
@@ -303,7 +303,7 @@ FOLOLLM_API folollm_status folollm_seq_truncate(folollm *f, folollm_seq seq, siz
 
 FOLOLLM_API folollm_status folollm_seq_tokens(folollm *f, folollm_seq seq, folollm_token *tokens, size_t *n_tokens,
                                               folollm_error *error) {
-    fl_sequence *s;
+    fl_sequence *s = NULL;
     FL_TRY(fl_need_sequence(f, seq, &s, error));
     if (n_tokens == NULL) {
         return fl_fail(error, FOLOLLM_E_ARGUMENT, "seq_tokens: a place for the length is needed");
@@ -325,7 +325,7 @@ FOLOLLM_API folollm_status folollm_seq_tokens(folollm *f, folollm_seq seq, folol
 }
 
 FOLOLLM_API folollm_status folollm_seq_close(folollm *f, folollm_seq seq, folollm_error *error) {
-    fl_sequence *s;
+    fl_sequence *s = NULL;
     FL_TRY(fl_need_sequence(f, seq, &s, error));
     fl_sequence_close(&f->sequences, s, &f->pages);
     return FOLOLLM_OK;
@@ -335,7 +335,7 @@ FOLOLLM_API folollm_status folollm_seq_close(folollm *f, folollm_seq seq, fololl
 
 FOLOLLM_API folollm_status folollm_prefill(folollm *f, folollm_seq seq, const folollm_token *tokens, size_t n_tokens,
                                            float *all_logits, folollm_error *error) {
-    fl_sequence *s;
+    fl_sequence *s = NULL;
     FL_TRY(fl_need_sequence(f, seq, &s, error));
     if (tokens == NULL || n_tokens == 0) {
         return fl_fail(error, FOLOLLM_E_ARGUMENT, "prefill: an empty prompt has no logits; at least one token is needed");
@@ -363,7 +363,7 @@ static folollm_status fl_need_logits(folollm *f, folollm_seq seq, fl_sequence **
 }
 
 FOLOLLM_API folollm_status folollm_logits(folollm *f, folollm_seq seq, const float **logits, folollm_error *error) {
-    fl_sequence *s;
+    fl_sequence *s = NULL;
     FL_TRY(fl_need_logits(f, seq, &s, error));
     if (logits == NULL) {
         return fl_fail(error, FOLOLLM_E_ARGUMENT, "logits: a place for the pointer is needed");
@@ -397,7 +397,7 @@ static void fl_sample_text(const folollm *f, fl_sequence *s, folollm_sampled *ou
 
 FOLOLLM_API folollm_status folollm_sample(folollm *f, folollm_seq seq, folollm_sampled *out, folollm_logprob *top,
                                           size_t n_top, folollm_error *error) {
-    fl_sequence *s;
+    fl_sequence *s = NULL;
     FL_TRY(fl_need_logits(f, seq, &s, error));
     uint32_t vocab = f->checkpoint->weights.config.vocab;
     if (out == NULL || (top == NULL && n_top > 0) || n_top > vocab) {

@@ -21,8 +21,9 @@ static uint64_t fl_bits_of_double(double d) {
     return bits;
 }
 
-static double fl_round_to_integer(double x) {
-    return (double)(int64_t)(x < 0 ? x - 0.5 : x + 0.5);
+/* a * b to the nearest integer. */
+static double fl_round_product(double a, double b) {
+    return (double)(int64_t)fma(a, b, a * b < 0 ? -0.5 : 0.5);
 }
 
 /* coefficients[0] + x * (coefficients[1] + ...) */
@@ -44,7 +45,7 @@ FL_LOCAL double fl_exp(double x) {
     if (x > 709) {
         return DBL_MAX;
     }
-    double n = fl_round_to_integer(x * 1.44269504088896340736);
+    double n = fl_round_product(x, 1.44269504088896340736);
     double r = fma(n, -FL_LN2_LO, fma(n, -FL_LN2_HI, x));
     double y = fl_polynomial(taylor, FL_COUNT(taylor), r);
     int e = (int)n, half = e / 2; /* two steps, so that a subnormal result is reached through normal factors */
@@ -81,7 +82,7 @@ FL_LOCAL void fl_sincos(double x, double *sine, double *cosine) {
                                         1.0 / 6227020800, -1.0 / 1307674368000};
     static const double cosine_terms[] = {1, -1.0 / 2, 1.0 / 24, -1.0 / 720, 1.0 / 40320, -1.0 / 3628800,
                                           1.0 / 479001600, -1.0 / 87178291200, 1.0 / 20922789888000};
-    double n = fl_round_to_integer(x * 0.63661977236758134308);
+    double n = fl_round_product(x, 0.63661977236758134308);
     double r = fma(n, -FL_PIO2_3, fma(n, -FL_PIO2_2, fma(n, -FL_PIO2_1, x)));
     double s = r * fl_polynomial(sine_terms, FL_COUNT(sine_terms), r * r);
     double c = fl_polynomial(cosine_terms, FL_COUNT(cosine_terms), r * r);

@@ -44,8 +44,8 @@ FL_LOCAL void *fl_alloc_raw(fl_memory *m, size_t n) {
 
 FL_LOCAL void fl_free(fl_memory *m, void *p, size_t n) {
     if (p != NULL) {
-        m->host.realloc(m->host.user, p, n, 0);
         m->live -= n;
+        m->host.realloc(m->host.user, p, n, 0); /* last: m may lie in the block */
     }
 }
 

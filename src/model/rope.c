@@ -2,6 +2,8 @@
 
 #include "base/math.h"
 
+#include <math.h>
+
 #define FL_PI 3.14159265358979323846
 
 FL_LOCAL void fl_rope_layout(fl_rope *rope, fl_arena *arena, const fl_config *c) {
@@ -39,7 +41,7 @@ static double fl_yarn_keep(const fl_config *c, size_t i) {
 }
 
 static double fl_yarn_mscale(double factor, double mscale) {
-    return factor <= 1 ? 1 : 0.1 * mscale * fl_log(factor) + 1;
+    return factor <= 1 ? 1 : fma(0.1 * mscale, fl_log(factor), 1);
 }
 
 static double fl_yarn_scale(const fl_rope_config *r) {
@@ -61,7 +63,7 @@ static double fl_llama3_frequency(const fl_rope_config *r, double f) {
         return f / r->factor;
     }
     double smooth = (r->original / wavelength - r->low_freq_factor) / (r->high_freq_factor - r->low_freq_factor);
-    return (1 - smooth) * f / r->factor + smooth * f;
+    return fma(smooth, f, (1 - smooth) * f / r->factor);
 }
 
 static double fl_rope_base(const fl_config *c, uint32_t context) {
@@ -85,7 +87,7 @@ FL_LOCAL void fl_rope_init(fl_rope *rope, const fl_config *c, uint32_t context) 
             f /= r->factor;
         } else if (r->kind == FL_ROPE_YARN) {
             double keep = fl_yarn_keep(c, i);
-            f = f / r->factor * (1 - keep) + f * keep;
+            f = fma(f, keep, f / r->factor * (1 - keep));
         } else if (r->kind == FL_ROPE_LLAMA3) {
             f = fl_llama3_frequency(r, f);
         }

@@ -57,16 +57,16 @@ FL_AVX2 fl_avx2_v fl_avx2_fma(fl_avx2_v x, fl_avx2_v y, fl_avx2_v z) {
     return fl_avx2_of(_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b));
 }
 FL_AVX2 fl_avx2_v fl_avx2_add(fl_avx2_v x, fl_avx2_v y) {
-    return fl_avx2_of(_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b));
+    return fl_avx2_of(x.a + y.a, x.b + y.b);
 }
 FL_AVX2 fl_avx2_v fl_avx2_sub(fl_avx2_v x, fl_avx2_v y) {
-    return fl_avx2_of(_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b));
+    return fl_avx2_of(x.a - y.a, x.b - y.b);
 }
 FL_AVX2 fl_avx2_v fl_avx2_mul(fl_avx2_v x, fl_avx2_v y) {
-    return fl_avx2_of(_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b));
+    return fl_avx2_of(x.a * y.a, x.b * y.b);
 }
 FL_AVX2 fl_avx2_v fl_avx2_div(fl_avx2_v x, fl_avx2_v y) {
-    return fl_avx2_of(_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b));
+    return fl_avx2_of(x.a / y.a, x.b / y.b);
 }
 FL_AVX2 fl_avx2_v fl_avx2_max(fl_avx2_v x, fl_avx2_v y) {
     return fl_avx2_of(_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b));
@@ -91,10 +91,10 @@ FL_AVX2 fl_avx2_v fl_avx2_zero_below(fl_avx2_v y, fl_avx2_v x, float limit) {
                       _mm256_andnot_ps(_mm256_cmp_ps(x.b, l, _CMP_LT_OQ), y.b));
 }
 FL_AVX2 float fl_avx2_reduce_add(fl_avx2_v v) {
-    __m256 s8 = _mm256_add_ps(v.a, v.b);
-    __m128 s4 = _mm_add_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
-    __m128 s2 = _mm_add_ps(s4, _mm_movehl_ps(s4, s4));
-    return _mm_cvtss_f32(_mm_add_ss(s2, _mm_movehdup_ps(s2)));
+    __m256 s8 = v.a + v.b;
+    __m128 s4 = _mm256_castps256_ps128(s8) + _mm256_extractf128_ps(s8, 1);
+    __m128 s2 = s4 + _mm_movehl_ps(s4, s4);
+    return _mm_cvtss_f32(s2 + _mm_movehdup_ps(s2));
 }
 FL_AVX2 void fl_avx2_reduce_add4(fl_avx2_v a, fl_avx2_v b, fl_avx2_v c, fl_avx2_v d, float *sums) {
     sums[0] = fl_avx2_reduce_add(a);
