@@ -71,8 +71,7 @@ static void fl_checkpoint_release(fl_checkpoint *c) {
     if (c->has_config) {
         fl_weights_close(&c->memory, &c->weights);
     }
-    fl_memory memory = c->memory;
-    fl_free(&memory, c, sizeof *c);
+    fl_free(&c->memory, c, sizeof *c);
 }
 
 static folollm_status fl_checkpoint_has_tokenizer(fl_checkpoint *c, const char *path, bool *found,
@@ -186,7 +185,7 @@ static void fl_engine_plan(folollm *f, bool owner) {
         p->mapped = c->has_config ? c->weights.mapped_bytes : 0;
         p->temporary = c->temporary_bytes;
     }
-    p->scratch = fl_arena_bytes(&f->worker.scratch) + fl_pool_bytes(&f->memory, f->settings.n_threads);
+    p->scratch = fl_arena_bytes(&f->worker.scratch) + fl_pool_bytes(f->settings.n_threads);
     p->kv_cache = fl_arena_bytes(&f->worker.cache);
     p->sequences = fl_arena_bytes(&f->arena) + sizeof *f;
     p->allocated = p->tokenizer + p->weights + p->scratch + p->kv_cache + p->sequences;
@@ -285,8 +284,7 @@ FOLOLLM_API folollm_status folollm_plan(const char *path, const folollm_options 
     folollm_status status = fl_engine_new(c, options, true, &f, error);
     if (status == FOLOLLM_OK) {
         *memory = f->plan;
-        fl_memory own = f->memory; /* f goes, with the counter in it */
-        fl_free(&own, f, sizeof *f);
+        fl_free(&f->memory, f, sizeof *f);
     }
     fl_checkpoint_release(c);
     return status;
@@ -318,7 +316,6 @@ FOLOLLM_API void folollm_free(folollm *engine) {
     fl_checkpoint *c = engine->checkpoint;
     fl_worker_close(&engine->memory, &engine->worker);
     fl_arena_close(&engine->memory, &engine->arena);
-    fl_memory memory = engine->memory;
-    fl_free(&memory, engine, sizeof *engine);
+    fl_free(&engine->memory, engine, sizeof *engine);
     fl_checkpoint_release(c);
 }

@@ -167,8 +167,7 @@ static void fl_thread_yield(void) {
 }
 #endif
 
-FL_LOCAL uint64_t fl_pool_bytes(const fl_memory *m, uint32_t n_slots) {
-    (void)m;
+FL_LOCAL uint64_t fl_pool_bytes(uint32_t n_slots) {
     return n_slots > 1 ? sizeof(fl_pool) + (n_slots - 1) * sizeof(fl_worker_thread) : 0;
 }
 
@@ -177,7 +176,7 @@ FL_LOCAL folollm_status fl_pool_open(fl_memory *m, uint32_t n_slots, fl_pool **o
     if (n_slots <= 1) {
         return FOLOLLM_OK;
     }
-    size_t bytes = (size_t)fl_pool_bytes(m, n_slots);
+    size_t bytes = (size_t)fl_pool_bytes(n_slots);
     fl_pool *p = fl_alloc(m, bytes);
     if (p == NULL) {
         return fl_no_memory(error, "the thread pool", bytes);
@@ -224,7 +223,7 @@ FL_LOCAL void fl_pool_close(fl_memory *m, fl_pool *p) {
         fl_condition_free(&p->wake);
         fl_mutex_free(&p->mutex);
     }
-    fl_free(m, p, (size_t)fl_pool_bytes(m, p->n_slots));
+    fl_free(m, p, (size_t)fl_pool_bytes(p->n_slots));
 }
 
 static void fl_pool_host_task(void *pool, size_t slot) {

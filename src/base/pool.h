@@ -16,7 +16,7 @@ typedef void fl_task(void *context, size_t task, size_t slot);
  * of its own; NULL in *out for one slot. */
 FL_LOCAL folollm_status fl_pool_open(fl_memory *m, uint32_t n_slots, fl_pool **out, folollm_error *error);
 FL_LOCAL void fl_pool_close(fl_memory *m, fl_pool *pool);
-FL_LOCAL uint64_t fl_pool_bytes(const fl_memory *m, uint32_t n_slots);
+FL_LOCAL uint64_t fl_pool_bytes(uint32_t n_slots);
 
 /* Returns when all n tasks are done. */
 FL_LOCAL void fl_pool_run(fl_pool *pool, size_t n, fl_task *task, void *context);
