@@ -94,7 +94,9 @@ static void fl_set_run(fl_executor *e, size_t run, size_t row, size_t n_rows, co
 
 static void fl_run_batch(fl_executor *e, size_t n_rows, size_t n_runs, size_t n_wanted, float *logits) {
     fl_batch batch = {n_rows, e->tokens, e->positions, e->slots, e->runs, n_runs, e->wanted, n_wanted};
-    fl_worker_run(e->worker, &batch, logits);
+    fl_worker_begin(e->worker, &batch, logits);
+    while (!fl_worker_advance(e->worker, fl_worker_whole(e->worker))) {
+    }
     e->stats.forwards++;
 }
 

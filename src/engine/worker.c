@@ -36,8 +36,17 @@ FL_LOCAL void fl_worker_close(fl_memory *m, fl_worker *w) {
     fl_arena_close(m, &w->cache);
 }
 
-FL_LOCAL void fl_worker_run(fl_worker *w, const fl_batch *batch, float *logits) {
-    fl_runner_forward(w->weights, &w->rope, &w->cpu.base, &w->activations, &w->kv, batch, logits);
+FL_LOCAL void fl_worker_begin(fl_worker *w, const fl_batch *batch, float *logits) {
+    fl_runner_begin(w->weights, &w->rope, &w->cpu.base, &w->activations, batch, logits, &w->forward);
+}
+
+FL_LOCAL bool fl_worker_advance(fl_worker *w, fl_slice slice) {
+    return fl_runner_advance(w->weights, &w->cpu.base, &w->activations, &w->kv, slice, &w->forward);
+}
+
+FL_LOCAL fl_slice fl_worker_whole(const fl_worker *w) {
+    fl_slice whole = {w->weights->config.n_kv_heads, w->weights->head.n_rows};
+    return whole;
 }
 
 FL_LOCAL void fl_worker_copy_page(fl_worker *w, uint32_t from, uint32_t to) {

@@ -19,6 +19,7 @@ typedef struct fl_worker {
     fl_rope rope;
     fl_activations activations;
     fl_kv kv;
+    fl_forward forward; /* the batch that is being run */
     fl_arena scratch, cache;
 } fl_worker;
 
@@ -29,7 +30,12 @@ FL_LOCAL void fl_worker_layout(fl_worker *w, const fl_weights *weights, const fl
 FL_LOCAL folollm_status fl_worker_open(fl_memory *m, fl_worker *w, const fl_worker_options *o, folollm_error *error);
 FL_LOCAL void fl_worker_close(fl_memory *m, fl_worker *w);
 
-FL_LOCAL void fl_worker_run(fl_worker *w, const fl_batch *batch, float *logits);
+/* Begin a batch, and run its next op (true: the last); see fl_runner_begin and fl_runner_advance. */
+FL_LOCAL void fl_worker_begin(fl_worker *w, const fl_batch *batch, float *logits);
+FL_LOCAL bool fl_worker_advance(fl_worker *w, fl_slice slice);
+
+/* Ops as a whole. */
+FL_LOCAL fl_slice fl_worker_whole(const fl_worker *w);
 
 /* Copy the keys and values of one page over another's. */
 FL_LOCAL void fl_worker_copy_page(fl_worker *w, uint32_t from, uint32_t to);

@@ -16,25 +16,60 @@ FL_LOCAL void fl_activations_layout(fl_activations *a, fl_arena *arena, const fl
     a->angles = fl_take(arena, l->n_rows, l->head_dim * sizeof(float));
 }
 
-FL_LOCAL void fl_runner_forward(const fl_weights *w, const fl_rope *rope, fl_backend *backend,
-                                const fl_activations *a, fl_kv *kv, const fl_batch *batch, float *logits) {
+FL_LOCAL void fl_runner_begin(const fl_weights *w, const fl_rope *rope, fl_backend *backend, const fl_activations *a,
+                              const fl_batch *batch, float *logits, fl_forward *f) {
+    memset(f, 0, sizeof *f);
+    f->batch = *batch;
+    f->logits = logits;
+    for (size_t row = 0; row < batch->n_rows; row++) {
+        fl_rope_angles(rope, batch->positions[row], a->angles + row * w->config.head_dim);
+    }
+    backend->ops->embed(backend, &w->embedding, batch, a->x);
+}
+
+/* The op at hand; returns whether nothing of it is left. */
+static bool fl_runner_one(const fl_weights *w, fl_backend *backend, const fl_activations *a, fl_kv *kv, fl_slice slice,
+                         fl_forward *f) {
     const fl_ops *ops = backend->ops;
-    const fl_config *c = &w->config;
-    size_t n = batch->n_rows;
-    for (size_t row = 0; row < n; row++) {
-        fl_rope_angles(rope, batch->positions[row], a->angles + row * c->head_dim);
+    const fl_layer *l = &w->layers[f->layer];
+    float epsilon = w->config.norm_epsilon;
+    size_t n = f->batch.n_rows, of, part;
+    switch (f->op) {
+    case FL_OP_QKV: ops->norm_qkv(backend, n, a->x, l->attention_norm, epsilon, &l->qkv, a->qkv); return true;
+    case FL_OP_ROPE:
+        ops->rope_store(backend, &l->attention, &f->batch, a->angles, kv, f->layer, a->qkv);
+        return true;
+    case FL_OP_ATTEND:
+        of = l->attention.n_kv_heads;
+        part = fl_min(slice.kv_heads, of - f->at);
+        ops->attend(backend, &l->attention, &f->batch, kv, f->layer, f->at, part, a->qkv, a->attended);
+        f->at += part;
+        return f->at == of;
+    case FL_OP_OUT: ops->project_add(backend, n, a->attended, &l->o, a->x); return true;
+    case FL_OP_GATE_UP: ops->norm_gate_up(backend, n, a->x, l->mlp_norm, epsilon, &l->gate_up, a->h); return true;
+    case FL_OP_DOWN: ops->project_add(backend, n, a->h, &l->down, a->x); return true;
+    default:
+        of = w->head.n_rows;
+        part = fl_min(slice.head_rows, of - f->at);
+        ops->norm_head(backend, &f->batch, a->x, w->final_norm, epsilon, &w->head, f->at, part, f->logits);
+        f->at += part;
+        return f->at == of;
     }
-    ops->embed(backend, &w->embedding, batch, a->x);
-    for (uint32_t i = 0; i < c->n_layers; i++) {
-        const fl_layer *l = &w->layers[i];
-        ops->norm_qkv(backend, n, a->x, l->attention_norm, c->norm_epsilon, &l->qkv, a->qkv);
-        ops->rope_store(backend, &l->attention, batch, a->angles, kv, i, a->qkv);
-        ops->attend(backend, &l->attention, batch, kv, i, a->qkv, a->attended);
-        ops->project_add(backend, n, a->attended, &l->o, a->x);
-        ops->norm_gate_up(backend, n, a->x, l->mlp_norm, c->norm_epsilon, &l->gate_up, a->h);
-        ops->project_add(backend, n, a->h, &l->down, a->x);
+}
+
+FL_LOCAL bool fl_runner_advance(const fl_weights *w, fl_backend *backend, const fl_activations *a, fl_kv *kv,
+                                fl_slice slice, fl_forward *f) {
+    if (!fl_runner_one(w, backend, a, kv, slice, f)) {
+        return false;
     }
-    if (batch->n_wanted > 0) {
-        ops->norm_head(backend, batch, a->x, w->final_norm, c->norm_epsilon, &w->head, logits);
+    f->at = 0;
+    if (f->op != FL_OP_DOWN) {
+        f->op = (fl_op)(f->op + 1);
+    } else if (f->layer + 1 < w->config.n_layers) {
+        f->layer++;
+        f->op = FL_OP_QKV;
+    } else {
+        f->op = f->batch.n_wanted > 0 ? FL_OP_HEAD : FL_OP_DONE;
     }
+    return f->op == FL_OP_DONE;
 }

@@ -179,11 +179,14 @@ static void fl_cpu_norm_gate_up(fl_backend *b, size_t n_rows, const float *x, co
 }
 
 static void fl_cpu_norm_head(fl_backend *b, const fl_batch *batch, const float *x, const float *norm, float epsilon,
-                             const fl_matrix *head, float *logits) {
+                             const fl_matrix *head, size_t first, size_t n, float *logits) {
     const fl_cpu_backend *cpu = fl_cpu_of(b);
     fl_norm_job job = {cpu, x, batch->wanted, batch->n_wanted, head->n_cols, norm, epsilon};
     fl_norm_run(&job);
-    fl_product p = {cpu, cpu->normed, batch->n_wanted, head, FL_EPILOGUE_STORE, logits, head->n_rows, 0};
+    fl_matrix rows = *head; /* one part, as every head */
+    rows.n_rows = rows.parts[0].n_rows = n;
+    rows.parts[0].data = (const uint8_t *)head->parts[0].data + first * head->n_cols * fl_dtype_bytes(rows.parts[0].type);
+    fl_product p = {cpu, cpu->normed, batch->n_wanted, &rows, FL_EPILOGUE_STORE, logits + first, head->n_rows, 0};
     fl_product_run(&p);
 }
 
@@ -248,6 +251,7 @@ typedef struct fl_attend_job {
     const float *qkv; /* (n_rows, qkv_stride) */
     float *out;       /* (n_rows, out_stride) */
     size_t qkv_stride, out_stride, group, tile_positions;
+    size_t kv_head, n_kv_heads; /* the first, and how many */
 } fl_attend_job;
 
 /* Some consecutive rows of one run, all query heads of one kv head: (n * group) queries, row by row. */
@@ -335,9 +339,9 @@ static void fl_attend_block(fl_attend_tile *t, size_t block, size_t n_keys) {
 
 static void fl_attend_task(void *context, size_t task, size_t slot) {
     const fl_attend_job *j = context;
-    fl_attend_tile t = {.job = j, .kv_head = task % j->a->n_kv_heads};
+    fl_attend_tile t = {.job = j, .kv_head = j->kv_head + task % j->n_kv_heads};
     const fl_run *run = j->batch->runs;
-    size_t tile = task / j->a->n_kv_heads, tiles;
+    size_t tile = task / j->n_kv_heads, tiles;
     while (tile >= (tiles = fl_div_up(run->n_rows, j->tile_positions))) {
         tile -= tiles;
         run++;
@@ -362,17 +366,18 @@ static void fl_attend_task(void *context, size_t task, size_t slot) {
 }
 
 static void fl_cpu_attend(fl_backend *b, const fl_attention *a, const fl_batch *batch, const fl_kv *kv,
-                          size_t layer, const float *qkv, float *out) {
+                          size_t layer, size_t kv_head, size_t n, const float *qkv, float *out) {
     size_t group = a->n_heads / a->n_kv_heads, n_tiles = 0;
     size_t qkv_dim = (a->n_heads + 2 * a->n_kv_heads) * a->head_dim;
     fl_attend_job job = {fl_cpu_of(b), a,   batch,
                          kv,           layer, qkv,
                          out,          fl_padded(qkv_dim), fl_padded(a->n_heads * a->head_dim),
-                         group,        fl_tile_positions(group)};
+                         group,        fl_tile_positions(group),
+                         kv_head,      n};
     for (size_t i = 0; i < batch->n_runs; i++) {
         n_tiles += fl_div_up(batch->runs[i].n_rows, job.tile_positions);
     }
-    fl_pool_run(job.cpu->pool, n_tiles * a->n_kv_heads, fl_attend_task, &job);
+    fl_pool_run(job.cpu->pool, n_tiles * n, fl_attend_task, &job);
 }
 
 static bool fl_cpu_softmax_stats(fl_backend *b, const float *x, size_t n, float *max, float *sum) {

@@ -102,17 +102,19 @@ typedef struct fl_ops {
      * half; k and v into their slots. Rotate-half pairs: (i, i + head_dim / 2). */
     void (*rope_store)(fl_backend *b, const fl_attention *a, const fl_batch *batch, const float *angles, fl_kv *kv,
                        size_t layer, float *qkv);
-    /* out (n_rows, n_heads * head_dim): each row against the keys of its sequence up to its own position */
+    /* out (n_rows, n_heads * head_dim): each row against the keys of its sequence up to its own position; only the
+     * query heads of the n kv heads from kv_head on */
     void (*attend)(fl_backend *b, const fl_attention *a, const fl_batch *batch, const fl_kv *kv, size_t layer,
-                   const float *qkv, float *out);
+                   size_t kv_head, size_t n, const float *qkv, float *out);
     /* x (n_rows, w.n_rows) += in (n_rows, w.n_cols) W^T + bias */
     void (*project_add)(fl_backend *b, size_t n_rows, const float *in, const fl_matrix *w, float *x);
     /* h (n_rows, ffn_dim) = silu(g) * u, with [g, u] = RMSNorm(x) W^T + bias */
     void (*norm_gate_up)(fl_backend *b, size_t n_rows, const float *x, const float *norm, float epsilon,
                          const fl_matrix *w, float *h);
-    /* logits (n_wanted, head.n_rows), not padded = RMSNorm(x of the wanted rows) W^T */
+    /* logits (n_wanted, head.n_rows), not padded = RMSNorm(x of the wanted rows) W^T; only the n columns from `first`
+     * on */
     void (*norm_head)(fl_backend *b, const fl_batch *batch, const float *x, const float *norm, float epsilon,
-                      const fl_matrix *head, float *logits);
+                      const fl_matrix *head, size_t first, size_t n, float *logits);
     /* *max of x (n), *sum of exp(x - *max); false if any of x is not finite */
     bool (*softmax_stats)(fl_backend *b, const float *x, size_t n, float *max, float *sum);
 } fl_ops;
