@@ -12,12 +12,13 @@
  *   - No call ends the process, prints, reads the environment or the clock, or touches a global.
  *   - Every fallible call returns a folollm_status. On failure its outputs are untouched and the handle
  *     stays usable, unless the entry says otherwise.
- *   - A folollm handle serves one thread at a time. Handles made by folollm_share read the same weights
- *     and may run in other threads at the same time.
- *   - The logits of a sequence are the same bits whatever runs beside it in a batch, however its prompt
- *     was cut into calls and chunks, and for any number of threads.
+ *   - A folollm handle serves one thread at a time; only folollm_cancel may be called from any other. Handles made by
+ *     folollm_share read the same weights and may run in other threads at the same time.
+ *   - The logits of a sequence are the same bits whatever runs beside it in a batch, however its prompt was cut into
+ *     calls and chunks or found in the prefix cache, preempted, saved and restored or not, for any number of threads.
  *   - A step is a transaction: when prefill or decode_step fails, every sequence is as it was before.
- *   - A decode step allocates nothing: all memory is taken at load, as much as folollm_plan said.
+ *   - A step is bounded: folollm_step stops at its budget of tokens or microseconds and goes on in the next call.
+ *   - A step allocates nothing: all memory is taken at load, as much as folollm_plan said.
  *   - Options structures are zeroed for the defaults, which stand beside each field.
  *   - Text is UTF-8 with a length; it may hold NUL bytes. Bytes that are not UTF-8 are an error.
  */
@@ -51,11 +52,16 @@
 #define folollm_seq_fork FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_seq_fork)
 #define folollm_seq_truncate FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_seq_truncate)
 #define folollm_seq_tokens FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_seq_tokens)
+#define folollm_seq_save FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_seq_save)
+#define folollm_seq_restore FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_seq_restore)
 #define folollm_seq_close FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_seq_close)
 #define folollm_prefill FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_prefill)
 #define folollm_decode_step FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_decode_step)
 #define folollm_logits FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_logits)
 #define folollm_sample FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_sample)
+#define folollm_submit FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_submit)
+#define folollm_step FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_step)
+#define folollm_cancel FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_cancel)
 #define folollm_get_stats FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_get_stats)
 #endif
 
@@ -87,8 +93,8 @@ typedef enum folollm_status {
     FOLOLLM_E_NUMERIC = -9,     /* logits that are not finite: the step was undone */
     FOLOLLM_E_BUFFER = -10,     /* the caller's buffer is too small; the needed length was written */
     FOLOLLM_E_ENCODING = -11,   /* text that is not UTF-8 */
-    FOLOLLM_E_STATE = -12,      /* not now: no logits yet, no weights loaded, engine in use */
-    FOLOLLM_E_CANCELLED = -13   /* the host's progress hook said stop */
+    FOLOLLM_E_STATE = -12,      /* not now: no logits yet, no weights loaded, a sequence that folollm_step drives */
+    FOLOLLM_E_CANCELLED = -13   /* folollm_cancel, or the host's progress hook, said stop */
 } folollm_status;
 
 /* What went wrong, for a person: what was being read, where, what was expected, what was found. Caller-owned;
@@ -123,6 +129,9 @@ typedef struct folollm_host {
     int (*progress)(void *user, uint64_t done, uint64_t total);
     /* One line of plain text about something worth knowing that is no error. Default: silence. */
     void (*log)(void *user, const char *text);
+    /* Microseconds of a clock that never goes back. Read only by folollm_submit and folollm_step, for budgets in time,
+     * deadlines and metrics. Default: none; the first two are then refused, and metrics hold no times. */
+    uint64_t (*clock)(void *user);
 } folollm_host;
 
 typedef enum folollm_kv_type {
@@ -143,7 +152,8 @@ typedef struct folollm_options {
     const folollm_host *host;  /* NULL: the C library and the operating system */
     uint32_t context;          /* most tokens in one sequence; 0: the model's own limit, at most 4096 */
     uint32_t max_seqs;         /* most sequences open at once; 0: 8. At most 4096 */
-    uint32_t pool_tokens;      /* tokens of KV cache that all sequences share, rounded up to pages; 0: context */
+    uint32_t pool_tokens;      /* tokens of KV cache that all sequences and requests share, rounded up to pages;
+                                  0: context */
     uint32_t chunk;            /* most rows in one forward pass; 0: 128. More: faster prefill, more scratch */
     uint32_t n_threads;        /* threads that compute, the caller included; 0: all cores; 1 creates none */
     folollm_kv_type kv;        /* how keys and values are stored */
@@ -153,6 +163,9 @@ typedef struct folollm_options {
                                   which must then not shrink or change while loaded (the operating system would
                                   raise SIGBUS). 1: read them into memory: for files that others may write */
     uint64_t memory_limit;     /* refuse to load (FOLOLLM_E_MEMORY) if the plan's allocated total is above; 0: none */
+    uint32_t max_requests;     /* most answers submitted and not yet finished; 0: 64. At most 4096 */
+    uint32_t max_running;      /* most of them in one step; 0: 16. The others wait */
+    int no_prefix_cache;       /* 1: submitted prompts find nothing of what was computed before */
 } folollm_options;
 
 /* Bytes by class. `allocated` is what the handle takes from the host's allocator and keeps until it is freed;
@@ -179,7 +192,7 @@ typedef struct folollm_info {
     uint32_t vocab;        /* rows of logits; ids that no token has are never sampled */
     uint32_t n_tokens;     /* ids that the tokenizer knows */
     uint32_t model_context; /* the checkpoint's limit */
-    uint32_t context, max_seqs, n_pages, page_tokens, chunk, n_threads; /* as opened */
+    uint32_t context, max_seqs, n_pages, page_tokens, chunk, n_threads, max_requests, max_running; /* as opened */
     folollm_kv_type kv;
     uint64_t kv_token_bytes; /* of KV cache, all layers */
     folollm_token bos, eos; /* -1: none */
@@ -345,6 +358,19 @@ FOLOLLM_API folollm_status folollm_seq_truncate(folollm *engine, folollm_seq seq
 FOLOLLM_API folollm_status folollm_seq_tokens(folollm *engine, folollm_seq seq, folollm_token *tokens,
                                               size_t *n_tokens, folollm_error *error);
 
+/* Write all that the sequence is to a buffer: tokens, keys and values, sampling, logits. buffer: room for *n_bytes, or
+ * NULL with 0 to ask for the length; *n_bytes becomes the length; FOLOLLM_E_BUFFER if the room was too small. The
+ * bytes are the same for the same sequence, and fit every engine of the same model, KV type and version. */
+FOLOLLM_API folollm_status folollm_seq_save(folollm *engine, folollm_seq seq, void *buffer, size_t *n_bytes,
+                                            folollm_error *error);
+
+/* Open a sequence as it was saved; it goes on, bit for bit, as if nothing had happened. Everything is checked before
+ * anything is taken: FOLOLLM_E_FORMAT for bytes that are truncated, damaged or no snapshot, FOLOLLM_E_UNSUPPORTED for
+ * one of another version, model or KV type, FOLOLLM_E_CONTEXT or FOLOLLM_E_POOL where it does not fit. The checksums
+ * in it find accidents; they do not stop someone who forges keys and values on purpose. */
+FOLOLLM_API folollm_status folollm_seq_restore(folollm *engine, const void *bytes, size_t n_bytes, folollm_seq *out,
+                                               folollm_error *error);
+
 /* Free the sequence and its pages. */
 FOLOLLM_API folollm_status folollm_seq_close(folollm *engine, folollm_seq seq, folollm_error *error);
 
@@ -354,7 +380,8 @@ FOLOLLM_API folollm_status folollm_seq_close(folollm *engine, folollm_seq seq, f
  * those after the last, and all tokens so far count as prompt: max_tokens, penalties over output, and the text that
  * sample gives start anew. all_logits: NULL, or room for (n_tokens, vocab) floats: the logits after every token;
  * on failure its content is unspecified.
- * FOLOLLM_E_CONTEXT if it would not fit the context, FOLOLLM_E_POOL if pages are missing, FOLOLLM_E_NUMERIC. */
+ * FOLOLLM_E_CONTEXT if it would not fit the context, FOLOLLM_E_POOL if pages are missing, FOLOLLM_E_NUMERIC,
+ * FOLOLLM_E_CANCELLED. If a step of folollm_step rests half done, it is finished first, here and in decode_step. */
 FOLOLLM_API folollm_status folollm_prefill(folollm *engine, folollm_seq seq, const folollm_token *tokens,
                                            size_t n_tokens, float *all_logits, folollm_error *error);
 
@@ -372,7 +399,10 @@ typedef enum folollm_finish {
     FOLOLLM_FINISH_NONE = 0,
     FOLOLLM_FINISH_STOP_ID = 1,     /* the token is EOS or a stop id; it adds no text */
     FOLOLLM_FINISH_STOP_STRING = 2, /* a stop string is complete; the text ends before it */
-    FOLOLLM_FINISH_LENGTH = 3       /* max_tokens reached, or the context is full */
+    FOLOLLM_FINISH_LENGTH = 3,      /* max_tokens reached, or the context is full */
+    FOLOLLM_FINISH_CANCELLED = 4,   /* of a request: folollm_cancel */
+    FOLOLLM_FINISH_DEADLINE = 5,    /* of a request: its deadline passed */
+    FOLOLLM_FINISH_ERROR = 6        /* of a request: it cannot go on; the event's status says why */
 } folollm_finish;
 
 typedef struct folollm_logprob {
@@ -397,16 +427,95 @@ typedef struct folollm_sampled {
 FOLOLLM_API folollm_status folollm_sample(folollm *engine, folollm_seq seq, folollm_sampled *out,
                                           folollm_logprob *top, size_t n_top, folollm_error *error);
 
+/* ---- Many requests: continuous batching ---------------------------------------------------------- */
+
+/* A prompt to be answered by folollm_step, beside all others. */
+typedef struct folollm_submission {
+    size_t struct_size;          /* 0: of this header */
+    const folollm_token *prompt; /* (n_prompt), copied */
+    size_t n_prompt;             /* at least 1 */
+    const folollm_sampling *sampling; /* copied; NULL: greedy, until the checkpoint's EOS */
+    uint32_t n_answers;   /* 0: 1. The prompt is computed once for all; answer i draws with seed + i */
+    int32_t priority;     /* lower is served first, whatever the others have waited */
+    uint64_t deadline;    /* on host.clock: the answer ends there. Of equal priority the earlier is served first; 0:
+                             none, served last */
+    uint32_t flow;        /* who asks. Of equal priority and deadline, flows share the steps by their weights */
+    uint32_t weight;      /* of the flow while this request lives; 0: 1. At most 1000 */
+    uint64_t cache_space; /* only prompts of the same space share cached pages: one per user hides what others asked */
+    int no_prefix_cache;  /* 1: compute this prompt whole, and leave nothing of it to others */
+    uint64_t tag;         /* handed back in every event */
+} folollm_submission;
+
+/* Queue a request and return at once. out: room for n_answers handles, one per answer; each is valid until the event
+ * that ends it was handed out. Such a sequence is driven by folollm_step: of the calls above only seq_tokens takes it,
+ * the others say FOLOLLM_E_STATE. A prompt that can never be answered is refused: FOLOLLM_E_CONTEXT above the context,
+ * FOLOLLM_E_POOL above the whole pool. FOLOLLM_E_POOL too if max_requests are there: step, then try again. */
+FOLOLLM_API folollm_status folollm_submit(folollm *engine, const folollm_submission *submission, folollm_seq *out,
+                                          folollm_error *error);
+
+typedef struct folollm_budget { /* at least one of the two */
+    uint32_t tokens;       /* most rows that the step computes; 0: as many as the chunk */
+    uint32_t microseconds; /* by host.clock: go back to the host rather than begin what would end later. A forward pass
+                              rests between two operations and goes on in the next call; 0: as long as it takes */
+} folollm_budget;
+
+typedef struct folollm_metrics { /* of one answer, so far; times in microseconds since submit, 0 without a clock */
+    uint32_t prompt_tokens, output_tokens;
+    uint32_t cached_tokens; /* of the prompt, found in the prefix cache or shared with the other answers */
+    uint32_t preemptions;   /* how often its pages were taken away and computed again */
+    uint64_t wait_us;       /* until it first had a row in a step */
+    uint64_t first_token_us, last_token_us;
+} folollm_metrics;
+
+typedef struct folollm_event {
+    folollm_seq seq;
+    uint32_t answer;        /* 0 to n_answers - 1 */
+    uint64_t tag;
+    folollm_token token;    /* the next token of the answer; -1: this event only ends it */
+    folollm_finish finish;  /* not NONE: the last event of this answer; its pages are free */
+    folollm_status status;  /* FOLOLLM_OK, or why it ends: FOLOLLM_E_CANCELLED, _NUMERIC, _STATE (all tokens banned) */
+    int stop_index;         /* which stop string, or -1 */
+    folollm_logprob chosen; /* of the token */
+    const char *text;       /* what this adds to the answer, as sample gives it. Owned by the engine, valid until the
+                               next step or submit */
+    size_t n_bytes;
+    folollm_metrics metrics;
+} folollm_event;
+
+/* One bounded step over all requests: choose rows (answers that are being written first, a token each; then prompts,
+ * in pieces), run them in one forward pass, sample. budget: NULL for one whole step of at most the chunk's rows.
+ * events: room for *n_events, at least 1; *n_events becomes how many were written. What finds no room is handed out by
+ * the next calls, and its sequence waits so long. Zero events with FOLOLLM_OK: the budget ended in the middle, or
+ * nothing is there to do (folollm_get_stats: requests_waiting and requests_running).
+ * FOLOLLM_E_POOL: nothing can move, because sequences of the host's own loop hold the pages. */
+FOLOLLM_API folollm_status folollm_step(folollm *engine, const folollm_budget *budget, folollm_event *events,
+                                        size_t *n_events, folollm_error *error);
+
+/* From any thread, at any time: one atomic store. A request ends at its last token, with an event, by the next step;
+ * a step that runs returns after the operation at hand. For a sequence of the host's loop, the prefill or decode_step
+ * that runs (or else the next one) is undone and says FOLOLLM_E_CANCELLED. FOLOLLM_E_SEQUENCE if it is closed. */
+FOLOLLM_API folollm_status folollm_cancel(folollm *engine, folollm_seq seq, folollm_error *error);
+
 /* ---- Counters ------------------------------------------------------------------------------------ */
 
 typedef struct folollm_stats {
-    uint64_t prompt_tokens;    /* rows computed by prefill */
-    uint64_t generated_tokens; /* rows computed by decode_step */
+    uint64_t prompt_tokens;    /* rows of prompts, or computed again after a preemption */
+    uint64_t generated_tokens; /* rows of tokens that were generated */
     uint64_t forwards;         /* forward passes */
-    uint64_t undone;           /* steps that failed and were undone */
+    uint64_t undone;           /* calls of prefill and decode_step that failed and were undone */
     uint64_t pages_copied;     /* on write, after a fork */
     uint32_t pages_used, pages_free, pages_shared; /* now; shared: with more than one owner */
-    uint32_t seqs_open;
+    uint32_t seqs_open;        /* of the host's own loop */
+    uint32_t requests_waiting, requests_running; /* answers, now; an answer that is over counts until its last event */
+    uint64_t requests_finished, requests_cancelled; /* answers; cancelled ones are finished too */
+    uint64_t steps;            /* of folollm_step that computed rows */
+    uint64_t slices;           /* times that such a step rested half done */
+    uint64_t preemptions;
+    uint64_t prefix_asked_tokens, prefix_found_tokens; /* of prompts, by the prefix cache */
+    uint64_t pages_evicted;    /* from the prefix cache, to be used for something else */
+    uint32_t pages_cached;     /* now: free, but their content can still be found */
+    uint64_t schedule_hash;    /* of every choice of rows so far: the same submissions, cancels and budgets in tokens
+                                  give the same */
 } folollm_stats;
 
 /* Neither may be NULL. */
