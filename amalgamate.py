@@ -26,7 +26,7 @@ FLOORS = [
     ("ops", "ops.h kernels.h vec_scalar.h vec_avx2.h vec_avx512.h kernels.inc kernels.c cpu.h cpu.c"),
     ("model", "config.h config.c rope.h rope.c weights.h weights.c generation.h generation.c runner.h runner.c"),
     ("engine", "pages.h pages.c sampler.h sampler.c stream.h stream.c worker.h worker.c sequences.h sequences.c "
-               "executor.h executor.c"),
+               "executor.h executor.c scheduler.h scheduler.c driver.h driver.c snapshot.h snapshot.c"),
     ("api", "engine.h load.c api.c"),
 ]
 KERNELS = ["ops/cuda.cu"]

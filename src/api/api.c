@@ -70,6 +70,8 @@ static void fl_info_model(const folollm *f, folollm_info *info) {
     info->page_tokens = FL_PAGE_TOKENS;
     info->chunk = f->settings.n_rows;
     info->n_threads = f->settings.n_threads;
+    info->max_requests = f->max_requests;
+    info->max_running = f->max_running;
     info->kv = f->settings.kv;
     info->kv_token_bytes = 2 * (uint64_t)c->n_layers * c->n_kv_heads * c->head_dim * fl_kv_value_bytes(f->settings.kv);
 }
@@ -92,7 +94,14 @@ FOLOLLM_API void folollm_get_stats(const folollm *f, folollm_stats *stats) {
     stats->pages_free = f->pages.n_free;
     stats->pages_used = f->pages.n_pages - f->pages.n_free;
     stats->pages_shared = f->pages.n_shared;
+    stats->pages_cached = f->pages.n_cached;
+    stats->pages_evicted = f->pages.n_evicted;
     stats->seqs_open = f->sequences.n_open;
+    for (uint32_t i = 0; i < f->driver.scheduler.n_requests; i++) {
+        fl_request_state state = f->driver.scheduler.requests[i].state;
+        stats->requests_waiting += state == FL_REQUEST_WAITING;
+        stats->requests_running += state == FL_REQUEST_RUNNING || state == FL_REQUEST_OVER;
+    }
 }
 
 /* ---- Text -- */
@@ -218,7 +227,7 @@ static folollm_status fl_need_weights(const folollm *f, folollm_error *error) {
 
 static folollm_status fl_need_sequence(folollm *f, folollm_seq seq, fl_sequence **out, folollm_error *error) {
     FL_TRY(fl_need_weights(f, error));
-    return fl_sequence_find(&f->sequences, seq, out, error);
+    return fl_sequence_find_own(&f->sequences, seq, out, error);
 }
 
 static folollm_status fl_check_tokens(const folollm *f, const folollm_token *tokens, size_t n, folollm_error *error) {
@@ -244,7 +253,7 @@ static folollm_status fl_read_sampling(const folollm *f, const folollm_sampling 
 
 /* A free slot, or a status that says how many there are. */
 static folollm_status fl_take_slot(folollm *f, fl_sequence **s, folollm_seq *id, folollm_error *error) {
-    *s = fl_sequence_open(&f->sequences, id);
+    *s = fl_sequence_open(&f->sequences, false, id);
     if (*s == NULL) {
         return fl_fail(error, FOLOLLM_E_POOL, "all %u sequences are open: close one, or load with more max_seqs",
                        (uint64_t)f->max_seqs);
@@ -304,7 +313,8 @@ FOLOLLM_API folollm_status folollm_seq_truncate(folollm *f, folollm_seq seq, siz
 FOLOLLM_API folollm_status folollm_seq_tokens(folollm *f, folollm_seq seq, folollm_token *tokens, size_t *n_tokens,
                                               folollm_error *error) {
     fl_sequence *s = NULL;
-    FL_TRY(fl_need_sequence(f, seq, &s, error));
+    FL_TRY(fl_need_weights(f, error));
+    FL_TRY(fl_sequence_find(&f->sequences, seq, &s, error));
     if (n_tokens == NULL) {
         return fl_fail(error, FOLOLLM_E_ARGUMENT, "seq_tokens: a place for the length is needed");
     }
@@ -321,6 +331,50 @@ FOLOLLM_API folollm_status folollm_seq_tokens(folollm *f, folollm_seq seq, folol
     for (uint32_t i = 0; i < s->n_tokens; i++) {
         tokens[i] = fl_history_at(&h, i);
     }
+    return FOLOLLM_OK;
+}
+
+FOLOLLM_API folollm_status folollm_seq_save(folollm *f, folollm_seq seq, void *buffer, size_t *n_bytes,
+                                            folollm_error *error) {
+    fl_sequence *s = NULL;
+    FL_TRY(fl_need_sequence(f, seq, &s, error));
+    if (n_bytes == NULL || (buffer == NULL && *n_bytes > 0)) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "seq_save: a place for the length is needed, and room of that length");
+    }
+    size_t room = *n_bytes;
+    *n_bytes = fl_snapshot_bytes(s, &f->worker, &f->checkpoint->generation);
+    if (buffer == NULL) {
+        return FOLOLLM_OK;
+    }
+    if (room < *n_bytes) {
+        return fl_fail(error, FOLOLLM_E_BUFFER, "the snapshot has %u bytes; there is room for %u", (uint64_t)*n_bytes,
+                       (uint64_t)room);
+    }
+    fl_snapshot_write(s, &f->worker, &f->pages, &f->checkpoint->generation, buffer);
+    return FOLOLLM_OK;
+}
+
+FOLOLLM_API folollm_status folollm_seq_restore(folollm *f, const void *bytes, size_t n_bytes, folollm_seq *out,
+                                               folollm_error *error) {
+    fl_snapshot snapshot;
+    fl_sequence *s = NULL;
+    FL_TRY(fl_need_weights(f, error));
+    if (bytes == NULL || out == NULL) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "seq_restore: bytes, and a place for the sequence, are needed");
+    }
+    FL_TRY(fl_snapshot_check(&snapshot, &f->worker, &f->checkpoint->generation, bytes, n_bytes, error));
+    if (snapshot.n_tokens > f->settings.context) {
+        return fl_fail(error, FOLOLLM_E_CONTEXT, "the snapshot has %u tokens; the context has %u",
+                       (uint64_t)snapshot.n_tokens, (uint64_t)f->settings.context);
+    }
+    size_t n_pages = fl_div_up(snapshot.n_tokens, FL_PAGE_TOKENS);
+    if (n_pages > f->pages.n_free) {
+        return fl_fail(error, FOLOLLM_E_POOL, "the snapshot needs %u pages of KV cache and %u of %u are free",
+                       (uint64_t)n_pages, (uint64_t)f->pages.n_free, (uint64_t)f->pages.n_pages);
+    }
+    FL_TRY(fl_take_slot(f, &s, out, error));
+    fl_snapshot_read(&snapshot, s, &f->worker, &f->pages);
+    fl_sequence_replay(s, &f->pages, f->checkpoint->tokenizer);
     return FOLOLLM_OK;
 }
 
@@ -341,6 +395,7 @@ FOLOLLM_API folollm_status folollm_prefill(folollm *f, folollm_seq seq, const fo
         return fl_fail(error, FOLOLLM_E_ARGUMENT, "prefill: an empty prompt has no logits; at least one token is needed");
     }
     FL_TRY(fl_check_tokens(f, tokens, n_tokens, error));
+    fl_driver_settle(&f->driver);
     return fl_executor_prefill(&f->executor, s, tokens, n_tokens, all_logits, error);
 }
 
@@ -351,6 +406,7 @@ FOLOLLM_API folollm_status folollm_decode_step(folollm *f, const folollm_seq *se
         return fl_fail(error, FOLOLLM_E_ARGUMENT, "decode_step: sequences and tokens are needed");
     }
     FL_TRY(fl_check_tokens(f, tokens, n, error));
+    fl_driver_settle(&f->driver);
     return fl_executor_decode(&f->executor, seqs, tokens, n, error);
 }
 
@@ -372,29 +428,6 @@ FOLOLLM_API folollm_status folollm_logits(folollm *f, folollm_seq seq, const flo
     return FOLOLLM_OK;
 }
 
-/* Try the token on a copy of the stream: what it adds to the text, and whether that ends it. */
-static void fl_sample_text(const folollm *f, fl_sequence *s, folollm_sampled *out) {
-    uint32_t n_output = s->n_tokens - s->n_prompt + 1, min = s->sampling.s.min_tokens, max = s->sampling.s.max_tokens;
-    fl_stream stream = s->stream;
-    out->text = s->text;
-    out->n_bytes = 0;
-    out->stop_index = -1;
-    out->finish = FOLOLLM_FINISH_NONE;
-    if (n_output > min && fl_sampling_stops_at(&s->sampling, out->token)) {
-        out->finish = FOLOLLM_FINISH_STOP_ID;
-        fl_stream_finish(&stream, s->text, &out->n_bytes);
-        return;
-    }
-    out->stop_index = fl_stream_feed(&stream, f->checkpoint->tokenizer, &s->sampling, out->token, n_output >= min,
-                                     s->text, &out->n_bytes);
-    if (out->stop_index >= 0) {
-        out->finish = FOLOLLM_FINISH_STOP_STRING;
-    } else if ((max != 0 && n_output >= max) || s->n_tokens + 1 >= f->settings.context) {
-        out->finish = FOLOLLM_FINISH_LENGTH;
-        fl_stream_finish(&stream, s->text, &out->n_bytes);
-    }
-}
-
 FOLOLLM_API folollm_status folollm_sample(folollm *f, folollm_seq seq, folollm_sampled *out, folollm_logprob *top,
                                           size_t n_top, folollm_error *error) {
     fl_sequence *s = NULL;
@@ -404,13 +437,75 @@ FOLOLLM_API folollm_status folollm_sample(folollm *f, folollm_seq seq, folollm_s
         return fl_fail(error, FOLOLLM_E_ARGUMENT, "sample: a place for the result is needed, and at most %u top entries",
                        (uint64_t)vocab);
     }
-    fl_history history = fl_sequence_history(s, &f->pages);
-    folollm_logprob chosen;
-    if (!fl_sampler_choose(&f->sampler, &f->worker.cpu.base, &s->sampling, s->logits, &history, &chosen, top, n_top)) {
+    fl_stream after;
+    if (!fl_sequence_choose(s, &f->chooser, s->logits, &after, out, top, n_top)) {
         return fl_fail(error, FOLOLLM_E_STATE, "sequence %u: biases and min_tokens ban every token", (uint64_t)seq);
     }
-    out->token = chosen.token;
-    out->chosen = chosen;
-    fl_sample_text(f, s, out);
+    return FOLOLLM_OK;
+}
+
+/* ---- Requests -- */
+
+static folollm_status fl_check_submission(folollm *f, const folollm_submission *in, folollm_error *error) {
+    if (in->struct_size != 0 && in->struct_size != sizeof *in) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "submission.struct_size is %u; this library's is %u",
+                       (uint64_t)in->struct_size, (uint64_t)sizeof *in);
+    }
+    if (in->prompt == NULL || in->n_prompt == 0) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "submission.prompt: at least one token is needed");
+    }
+    if (in->weight > FL_WEIGHT_MAX || in->n_answers > f->max_requests) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "submission: at most %u weight, and %u n_answers (max_requests)",
+                       (uint64_t)FL_WEIGHT_MAX, (uint64_t)f->max_requests);
+    }
+    if (in->deadline != 0 && f->memory.host.clock == NULL) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "submission.deadline: options.host has no clock");
+    }
+    if (in->n_prompt > f->settings.context) {
+        return fl_fail(error, FOLOLLM_E_CONTEXT, "submission.prompt has %u tokens; the context has %u",
+                       (uint64_t)in->n_prompt, (uint64_t)f->settings.context);
+    }
+    if (fl_div_up(in->n_prompt, FL_PAGE_TOKENS) > f->settings.n_pages) {
+        return fl_fail(error, FOLOLLM_E_POOL, "submission.prompt has %u tokens; the whole pool has %u",
+                       (uint64_t)in->n_prompt, (uint64_t)f->settings.n_pages * FL_PAGE_TOKENS);
+    }
+    return fl_check_tokens(f, in->prompt, in->n_prompt, error);
+}
+
+FOLOLLM_API folollm_status folollm_submit(folollm *f, const folollm_submission *submission, folollm_seq *out,
+                                          folollm_error *error) {
+    fl_sampling sampling;
+    FL_TRY(fl_need_weights(f, error));
+    if (submission == NULL || out == NULL) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "submit: a submission, and a place for its sequences, are needed");
+    }
+    FL_TRY(fl_check_submission(f, submission, error));
+    FL_TRY(fl_read_sampling(f, submission->sampling, &sampling, error));
+    return fl_driver_submit(&f->driver, submission, &sampling, out, error);
+}
+
+FOLOLLM_API folollm_status folollm_step(folollm *f, const folollm_budget *budget, folollm_event *events,
+                                        size_t *n_events, folollm_error *error) {
+    const folollm_budget whole = {f != NULL ? f->settings.n_rows : 0, 0};
+    FL_TRY(fl_need_weights(f, error));
+    if (events == NULL || n_events == NULL || *n_events == 0) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "step: room for one event at least is needed");
+    }
+    budget = budget != NULL ? budget : &whole;
+    if (budget->tokens == 0 && budget->microseconds == 0) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "step: a budget of nothing; NULL is one whole step");
+    }
+    if (budget->microseconds != 0 && f->memory.host.clock == NULL) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "budget.microseconds: options.host has no clock");
+    }
+    return fl_driver_step(&f->driver, budget, events, n_events, error);
+}
+
+/* From any thread: it reads only what load wrote, and the atomic handle. */
+FOLOLLM_API folollm_status folollm_cancel(folollm *f, folollm_seq seq, folollm_error *error) {
+    fl_sequence *s = NULL;
+    FL_TRY(fl_need_weights(f, error));
+    FL_TRY(fl_sequence_find(&f->sequences, seq, &s, error));
+    fl_atomic_store(&s->cancelled, seq);
     return FOLOLLM_OK;
 }

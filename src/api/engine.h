@@ -2,7 +2,8 @@
 #ifndef FL_ENGINE_H
 #define FL_ENGINE_H
 
-#include "engine/executor.h"
+#include "engine/driver.h"
+#include "engine/snapshot.h"
 #include "model/generation.h"
 #include "text/chat.h"
 
@@ -29,8 +30,10 @@ struct folollm {
     fl_sequences sequences;
     fl_sampler sampler;
     fl_executor executor;
+    fl_driver driver;
+    fl_chooser chooser;
     fl_worker_options settings;
-    uint32_t max_seqs;
+    uint32_t max_seqs, max_requests, max_running;
     folollm_memory plan;
 };
 

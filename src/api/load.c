@@ -3,6 +3,9 @@
 
 #define FL_CONTEXT_DEFAULT 4096u
 #define FL_SEQS_DEFAULT 8u
+#define FL_OWN_SEQS_MAX 4096u
+#define FL_REQUESTS_DEFAULT 64u
+#define FL_RUNNING_DEFAULT 16u
 #define FL_CHUNK_DEFAULT 128u
 #define FL_CHUNK_MAX 8192u
 #define FL_THREADS_MAX 256u
@@ -21,9 +24,13 @@ static folollm_status fl_check_options(const folollm_options *o, folollm_error *
         return fl_fail(error, FOLOLLM_E_ARGUMENT,
                        "options.host: file_open, file_size, file_read and file_close must be set together");
     }
-    if (o->max_seqs > FL_SEQS_MAX || o->chunk > FL_CHUNK_MAX || o->n_threads > FL_THREADS_MAX) {
+    if (o->max_seqs > FL_OWN_SEQS_MAX || o->chunk > FL_CHUNK_MAX || o->n_threads > FL_THREADS_MAX) {
         return fl_fail(error, FOLOLLM_E_ARGUMENT, "options: at most %u max_seqs, %u chunk, %u n_threads",
-                       (uint64_t)FL_SEQS_MAX, (uint64_t)FL_CHUNK_MAX, (uint64_t)FL_THREADS_MAX);
+                       (uint64_t)FL_OWN_SEQS_MAX, (uint64_t)FL_CHUNK_MAX, (uint64_t)FL_THREADS_MAX);
+    }
+    if (o->max_requests > FL_REQUESTS_MAX || o->max_running > FL_REQUESTS_MAX) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "options: at most %u max_requests, and as many max_running",
+                       (uint64_t)FL_REQUESTS_MAX);
     }
     if ((unsigned)o->kv > FOLOLLM_KV_BF16 || (unsigned)o->isa > FOLOLLM_ISA_AVX512) {
         return fl_fail(error, FOLOLLM_E_ARGUMENT, "options.kv or options.isa is none of its constants");
@@ -58,6 +65,11 @@ static folollm_status fl_settle_options(folollm *f, const folollm_options *o, fo
     s->kv = o->kv;
     s->kernels = fl_kernels_of(o->isa);
     f->max_seqs = o->max_seqs != 0 ? o->max_seqs : FL_SEQS_DEFAULT;
+    f->max_requests = o->max_requests != 0 ? o->max_requests : FL_REQUESTS_DEFAULT;
+    f->max_running = o->max_running != 0 ? o->max_running : FL_RUNNING_DEFAULT;
+    f->max_running = f->max_running < f->max_requests ? f->max_running : f->max_requests;
+    f->max_running = f->max_running < s->n_rows ? f->max_running : s->n_rows;
+    f->driver.no_prefix_cache = o->no_prefix_cache != 0;
     return FOLOLLM_OK;
 }
 
@@ -169,10 +181,13 @@ static void fl_engine_layout(folollm *f) {
     uint32_t vocab = c->weights.config.vocab;
     size_t piece = c->tokenizer != NULL ? fl_tokenizer_max_piece_bytes(c->tokenizer) : 0;
     fl_pages_layout(&f->pages, &f->arena, f->settings.n_pages);
-    fl_sequences_layout(&f->sequences, &f->arena, f->max_seqs, f->settings.context, vocab, fl_stream_room(piece));
+    fl_sequences_layout(&f->sequences, &f->arena, f->max_seqs, f->max_requests, f->settings.context, vocab,
+                        fl_stream_room(piece));
     fl_sampler_layout(&f->sampler, &f->arena, vocab);
     fl_layout_holes(f, &f->arena);
-    fl_executor_layout(&f->executor, &f->arena, f->settings.n_rows, f->max_seqs, vocab);
+    fl_executor_layout(&f->executor, &f->arena, f->settings.n_rows, f->max_seqs,
+                       f->max_seqs > f->max_running ? f->max_seqs : f->max_running, vocab);
+    fl_driver_layout(&f->driver, &f->arena, f->max_requests, f->max_running, f->settings.context);
 }
 
 /* owner: of the checkpoint; an engine made by folollm_share takes only its own part. */
@@ -236,6 +251,12 @@ static folollm_status fl_engine_start(folollm *f, folollm_error *error) {
     f->executor.sequences = &f->sequences;
     f->executor.tokenizer = f->checkpoint->tokenizer;
     f->executor.context = f->settings.context;
+    f->chooser.sampler = &f->sampler;
+    f->chooser.backend = &f->worker.cpu.base;
+    f->chooser.pages = &f->pages;
+    f->chooser.tokenizer = f->checkpoint->tokenizer;
+    f->chooser.limit = f->settings.context;
+    fl_driver_init(&f->driver, &f->executor, &f->chooser, &f->memory.host);
     return FOLOLLM_OK;
 }
 

@@ -8,7 +8,7 @@ static size_t fl_map_slots(size_t n) {
     return slots;
 }
 
-static uint64_t fl_mix(uint64_t h) {
+FL_LOCAL uint64_t fl_mix(uint64_t h) {
     h ^= h >> 32;
     h *= 0xD6E8FEB86659FD93u;
     h ^= h >> 32;

@@ -28,6 +28,9 @@ typedef struct fl_pair_map {
 
 #define FL_PAIR_NONE UINT32_MAX
 
+/* Spread h: every bit of it moves about half of the result's. */
+FL_LOCAL uint64_t fl_mix(uint64_t h);
+
 /* Lay out for at most n entries; false while dry. fl_pair_map needs fl_pair_map_clear before its first use. */
 FL_LOCAL void fl_name_map_layout(fl_name_map *map, fl_arena *arena, size_t n);
 FL_LOCAL void fl_pair_map_layout(fl_pair_map *map, fl_arena *arena, size_t n);

@@ -1,14 +1,14 @@
 #include "engine/executor.h"
 
-FL_LOCAL void fl_executor_layout(fl_executor *e, fl_arena *arena, uint32_t n_rows, uint32_t max_seqs,
-                                 uint32_t vocab) {
-    e->n_rows = n_rows;
-    e->tokens = fl_take(arena, n_rows, sizeof *e->tokens);
-    e->positions = fl_take(arena, n_rows, sizeof *e->positions);
-    e->slots = fl_take(arena, n_rows, sizeof *e->slots);
-    e->wanted = fl_take(arena, n_rows, sizeof *e->wanted);
-    e->runs = fl_take(arena, n_rows, sizeof *e->runs);
-    e->logits = fl_take(arena, max_seqs, (size_t)vocab * sizeof *e->logits);
+FL_LOCAL void fl_executor_layout(fl_executor *e, fl_arena *arena, uint32_t max_rows, uint32_t max_seqs,
+                                 uint32_t max_logits, uint32_t vocab) {
+    e->max_rows = max_rows;
+    e->tokens = fl_take(arena, max_rows, sizeof *e->tokens);
+    e->positions = fl_take(arena, max_rows, sizeof *e->positions);
+    e->slots = fl_take(arena, max_rows, sizeof *e->slots);
+    e->wanted = fl_take(arena, max_rows, sizeof *e->wanted);
+    e->runs = fl_take(arena, max_rows, sizeof *e->runs);
+    e->logits = fl_take(arena, max_logits, (size_t)vocab * sizeof *e->logits);
     e->stepped = fl_take(arena, max_seqs, sizeof *e->stepped);
     e->origins = fl_take(arena, max_seqs, sizeof *e->origins);
 }
@@ -17,55 +17,56 @@ static uint32_t fl_vocab_rows(const fl_executor *e) {
     return e->worker->weights->config.vocab;
 }
 
-static float *fl_logits_row(const fl_executor *e, float *rows, size_t i) {
-    return rows + i * fl_vocab_rows(e);
+FL_LOCAL float *fl_executor_row(const fl_executor *e, float *logits, size_t i) {
+    return logits + i * fl_vocab_rows(e);
 }
 
-/* ---- Reservation -- */
-
-/* Is the page that the next token goes to shared with another sequence? */
-static bool fl_must_copy(const fl_executor *e, const fl_sequence *s) {
-    return s->n_tokens % FL_PAGE_TOKENS != 0 && e->pages->references[s->pages[s->n_pages - 1]] > 1;
+FL_LOCAL bool fl_executor_is_finite(const fl_executor *e, const float *row) {
+    fl_backend *backend = &e->worker->cpu.base;
+    float max, sum;
+    return backend->ops->softmax_stats(backend, row, fl_vocab_rows(e), &max, &sum);
 }
 
-/* Pages that appending n tokens takes from the free list. */
-static size_t fl_pages_wanted(const fl_executor *e, const fl_sequence *s, size_t n) {
-    return fl_div_up(s->n_tokens + n, FL_PAGE_TOKENS) - s->n_pages + fl_must_copy(e, s);
+/* ---- Batches -- */
+
+FL_LOCAL void fl_executor_clear(fl_executor *e) {
+    e->n_rows = e->n_runs = e->n_wanted = 0;
 }
 
-#define FL_PAGE_NONE UINT32_MAX
+FL_LOCAL void fl_executor_add(fl_executor *e, const fl_sequence *s, uint32_t position, const folollm_token *tokens,
+                              size_t n, size_t n_wanted) {
+    fl_run run = {e->n_rows, n, position, s->pages};
+    e->runs[e->n_runs++] = run;
+    for (uint32_t i = 0; i < n; i++, e->n_rows++) {
+        uint32_t at = position + i, slot = s->pages[at / FL_PAGE_TOKENS] * FL_PAGE_TOKENS + at % FL_PAGE_TOKENS;
+        e->tokens[e->n_rows] = tokens[i];
+        e->positions[e->n_rows] = at;
+        e->slots[e->n_rows] = slot;
+        e->pages->tokens[slot] = tokens[i];
+        if (i + n_wanted >= n) {
+            e->wanted[e->n_wanted++] = (uint32_t)e->n_rows;
+        }
+    }
+}
 
-/* Give the sequence room for n more tokens; enough pages are free. n_tokens does not move. Returns the shared page
- * that was copied, for fl_unreserve, or FL_PAGE_NONE. */
-static uint32_t fl_reserve(fl_executor *e, fl_sequence *s, size_t n) {
-    uint32_t origin = FL_PAGE_NONE;
-    if (fl_must_copy(e, s)) {
-        uint32_t *last = &s->pages[s->n_pages - 1], copy = fl_pages_take(e->pages);
-        fl_worker_copy_page(e->worker, *last, copy);
-        memcpy(e->pages->tokens + (size_t)copy * FL_PAGE_TOKENS, e->pages->tokens + (size_t)*last * FL_PAGE_TOKENS,
-               FL_PAGE_TOKENS * sizeof *e->pages->tokens);
-        fl_pages_release(e->pages, *last);
-        origin = *last;
-        *last = copy;
+FL_LOCAL void fl_executor_begin(fl_executor *e, float *logits) {
+    fl_batch batch = {e->n_rows, e->tokens, e->positions, e->slots, e->runs, e->n_runs, e->wanted, e->n_wanted};
+    fl_worker_begin(e->worker, &batch, logits);
+    e->stats.forwards++;
+}
+
+FL_LOCAL bool fl_executor_advance(fl_executor *e, fl_slice slice) {
+    return fl_worker_advance(e->worker, slice);
+}
+
+FL_LOCAL void fl_executor_copy_page(fl_executor *e, const fl_sequence *s, uint32_t origin) {
+    if (origin != FL_PAGE_NONE) {
+        fl_worker_copy_page(e->worker, origin, s->pages[s->n_tokens / FL_PAGE_TOKENS]);
         e->stats.pages_copied++;
     }
-    size_t n_pages = fl_div_up(s->n_tokens + n, FL_PAGE_TOKENS);
-    while (s->n_pages < n_pages) {
-        s->pages[s->n_pages++] = fl_pages_take(e->pages);
-    }
-    return origin;
 }
 
-/* Take back what fl_reserve gave. Whoever else had the origin has it still, so it was not freed. */
-static void fl_unreserve(fl_executor *e, fl_sequence *s, uint32_t origin) {
-    fl_sequence_cut(s, e->pages, s->n_tokens);
-    if (origin != FL_PAGE_NONE) {
-        uint32_t *last = &s->pages[s->n_pages - 1];
-        fl_pages_release(e->pages, *last);
-        fl_pages_share(e->pages, origin);
-        *last = origin;
-    }
-}
+/* ---- The host's own steps -- */
 
 static folollm_status fl_no_pages(const fl_executor *e, size_t wanted, folollm_error *error) {
     return fl_fail(error, FOLOLLM_E_POOL,
@@ -74,60 +75,44 @@ static folollm_status fl_no_pages(const fl_executor *e, size_t wanted, folollm_e
                    (uint64_t)wanted, (uint64_t)e->pages->n_free, (uint64_t)e->pages->n_pages);
 }
 
-/* ---- Batches -- */
-
-static void fl_set_row(fl_executor *e, size_t row, const fl_sequence *s, uint32_t position, folollm_token token) {
-    uint32_t slot = s->pages[position / FL_PAGE_TOKENS] * FL_PAGE_TOKENS + position % FL_PAGE_TOKENS;
-    e->tokens[row] = token;
-    e->positions[row] = position;
-    e->slots[row] = slot;
-    e->pages->tokens[slot] = token;
-}
-
-static void fl_set_run(fl_executor *e, size_t run, size_t row, size_t n_rows, const fl_sequence *s,
-                       uint32_t position) {
-    e->runs[run].first_row = row;
-    e->runs[run].n_rows = n_rows;
-    e->runs[run].position = position;
-    e->runs[run].pages = s->pages;
-}
-
-static void fl_run_batch(fl_executor *e, size_t n_rows, size_t n_runs, size_t n_wanted, float *logits) {
-    fl_batch batch = {n_rows, e->tokens, e->positions, e->slots, e->runs, n_runs, e->wanted, n_wanted};
-    fl_worker_begin(e->worker, &batch, logits);
-    while (!fl_worker_advance(e->worker, fl_worker_whole(e->worker))) {
+/* One of the sequences is to stop. The wish is used up: the same call again runs. */
+static folollm_status fl_check_cancelled(fl_sequence *const *seqs, size_t n, folollm_error *error) {
+    for (size_t i = 0; i < n; i++) {
+        if (fl_sequence_is_cancelled(seqs[i])) {
+            fl_atomic_store(&seqs[i]->cancelled, (folollm_seq)0);
+            return fl_fail(error, FOLOLLM_E_CANCELLED, "sequence %u was cancelled: the step was undone",
+                           (uint64_t)seqs[i]->handle);
+        }
     }
-    e->stats.forwards++;
+    return FOLOLLM_OK;
 }
 
-static bool fl_all_finite(const fl_executor *e, const float *logits) {
-    fl_backend *backend = &e->worker->cpu.base;
-    float max, sum;
-    return backend->ops->softmax_stats(backend, logits, fl_vocab_rows(e), &max, &sum);
+/* Run the batch that was composed for n sequences. */
+static folollm_status fl_run_batch(fl_executor *e, float *logits, fl_sequence *const *seqs, size_t n,
+                                   folollm_error *error) {
+    fl_slice whole = fl_worker_whole(e->worker);
+    FL_TRY(fl_check_cancelled(seqs, n, error));
+    fl_executor_begin(e, logits);
+    while (!fl_executor_advance(e, whole)) {
+        FL_TRY(fl_check_cancelled(seqs, n, error));
+    }
+    return FOLOLLM_OK;
 }
 
-/* ---- Prefill -- */
-
-/* Rows [at, at + n) of the tokens, which follow the sequence's own. Logits of all rows, of the last token, or none. */
-static folollm_status fl_prefill_chunk(fl_executor *e, const fl_sequence *s, const folollm_token *tokens, size_t at,
+/* Tokens [at, at + n) of those that follow the sequence's own. Logits of all, of the last, or none. */
+static folollm_status fl_prefill_chunk(fl_executor *e, fl_sequence *s, const folollm_token *tokens, size_t at,
                                        size_t n, bool last, float *all_logits, folollm_error *error) {
     uint32_t position = s->n_tokens + (uint32_t)at;
-    for (size_t i = 0; i < n; i++) {
-        fl_set_row(e, i, s, position + (uint32_t)i, tokens[at + i]);
-        e->wanted[i] = (uint32_t)i;
-    }
-    fl_set_run(e, 0, 0, n, s, position);
     size_t n_wanted = all_logits != NULL ? n : last;
-    float *logits = all_logits != NULL ? fl_logits_row(e, all_logits, at) : e->logits;
-    if (all_logits == NULL) {
-        e->wanted[0] = (uint32_t)n - 1;
-    }
-    fl_run_batch(e, n, 1, n_wanted, logits);
+    float *logits = all_logits != NULL ? fl_executor_row(e, all_logits, at) : e->logits;
+    fl_executor_clear(e);
+    fl_executor_add(e, s, position, tokens + at, n, n_wanted);
+    FL_TRY(fl_run_batch(e, logits, &s, 1, error));
     for (size_t i = 0; i < n_wanted; i++) {
-        if (!fl_all_finite(e, fl_logits_row(e, logits, i))) {
+        if (!fl_executor_is_finite(e, fl_executor_row(e, logits, i))) {
             return fl_fail(error, FOLOLLM_E_NUMERIC,
                            "the logits at position %u are not finite: are the weights damaged?",
-                           (uint64_t)position + (all_logits != NULL ? i : n - 1));
+                           (uint64_t)position + n - n_wanted + i);
         }
     }
     return FOLOLLM_OK;
@@ -139,43 +124,42 @@ FL_LOCAL folollm_status fl_executor_prefill(fl_executor *e, fl_sequence *s, cons
         return fl_fail(error, FOLOLLM_E_CONTEXT, "%u tokens do not fit: the sequence has %u of a context of %u",
                        (uint64_t)n_tokens, (uint64_t)s->n_tokens, (uint64_t)e->context);
     }
-    size_t wanted = fl_pages_wanted(e, s, n_tokens);
+    size_t wanted = fl_sequence_pages_wanted(s, e->pages, n_tokens);
     if (wanted > e->pages->n_free) {
         return fl_no_pages(e, wanted, error);
     }
-    uint32_t origin = fl_reserve(e, s, n_tokens);
+    uint32_t origin = fl_sequence_reserve(s, e->pages, n_tokens);
+    fl_executor_copy_page(e, s, origin);
     folollm_status status = FOLOLLM_OK;
-    for (size_t at = 0; at < n_tokens && status == FOLOLLM_OK; at += e->n_rows) {
-        size_t n = fl_min(n_tokens - at, e->n_rows);
+    for (size_t at = 0; at < n_tokens && status == FOLOLLM_OK; at += e->max_rows) {
+        size_t n = fl_min(n_tokens - at, e->max_rows);
         status = fl_prefill_chunk(e, s, tokens, at, n, at + n == n_tokens, all_logits, error);
     }
     if (status != FOLOLLM_OK) {
-        fl_unreserve(e, s, origin);
+        fl_sequence_unreserve(s, e->pages, origin);
         e->stats.undone++;
         return status;
     }
     s->n_tokens += (uint32_t)n_tokens;
     s->n_prompt = s->n_tokens;
     s->has_logits = true;
-    memcpy(s->logits, all_logits != NULL ? fl_logits_row(e, all_logits, n_tokens - 1) : e->logits,
+    memcpy(s->logits, all_logits != NULL ? fl_executor_row(e, all_logits, n_tokens - 1) : e->logits,
            fl_vocab_rows(e) * sizeof *s->logits);
     fl_sequence_replay(s, e->pages, e->tokenizer);
     e->stats.prompt_tokens += n_tokens;
     return FOLOLLM_OK;
 }
 
-/* ---- Decode -- */
-
 /* Find the sequences; every one must be open, there once, and have room. */
 static folollm_status fl_decode_check(fl_executor *e, const folollm_seq *seqs, size_t n, folollm_error *error) {
     e->step++;
-    if (n > e->sequences->n_slots) {
+    if (n > e->sequences->n_own) {
         return fl_fail(error, FOLOLLM_E_ARGUMENT, "%u sequences in one step; the engine has %u", (uint64_t)n,
-                       (uint64_t)e->sequences->n_slots);
+                       (uint64_t)e->sequences->n_own);
     }
     for (size_t i = 0; i < n; i++) {
         fl_sequence *s = NULL;
-        FL_TRY(fl_sequence_find(e->sequences, seqs[i], &s, error));
+        FL_TRY(fl_sequence_find_own(e->sequences, seqs[i], &s, error));
         if (s->step == e->step) {
             return fl_fail(error, FOLOLLM_E_ARGUMENT, "sequence %u is in the step twice", (uint64_t)seqs[i]);
         }
@@ -205,7 +189,7 @@ static bool fl_decode_overwrote(const fl_executor *e, size_t i, size_t n) {
 static void fl_decode_undo(fl_executor *e, size_t n, bool ran) {
     for (size_t i = n; i-- > 0;) {
         bool keep = ran && e->origins[i] != FL_PAGE_NONE && fl_decode_overwrote(e, i, n);
-        fl_unreserve(e, e->stepped[i], keep ? FL_PAGE_NONE : e->origins[i]);
+        fl_sequence_unreserve(e->stepped[i], e->pages, keep ? FL_PAGE_NONE : e->origins[i]);
     }
     e->stats.undone++;
 }
@@ -213,31 +197,31 @@ static void fl_decode_undo(fl_executor *e, size_t n, bool ran) {
 /* One by one, because a copy that one sequence makes of a shared page may spare the next one its own. */
 static folollm_status fl_decode_reserve(fl_executor *e, size_t n, folollm_error *error) {
     for (size_t i = 0; i < n; i++) {
-        size_t wanted = fl_pages_wanted(e, e->stepped[i], 1);
+        fl_sequence *s = e->stepped[i];
+        size_t wanted = fl_sequence_pages_wanted(s, e->pages, 1);
         if (wanted > e->pages->n_free) {
             fl_no_pages(e, wanted, error);
             fl_decode_undo(e, i, false);
             return FOLOLLM_E_POOL;
         }
-        e->origins[i] = fl_reserve(e, e->stepped[i], 1);
+        e->origins[i] = fl_sequence_reserve(s, e->pages, 1);
+        fl_executor_copy_page(e, s, e->origins[i]);
     }
     return FOLOLLM_OK;
 }
 
 static folollm_status fl_decode_rows(fl_executor *e, const folollm_seq *seqs, const folollm_token *tokens, size_t n,
                                      folollm_error *error) {
-    for (size_t at = 0; at < n; at += e->n_rows) {
-        size_t rows = fl_min(n - at, e->n_rows);
-        for (size_t i = 0; i < rows; i++) {
-            const fl_sequence *s = e->stepped[at + i];
-            fl_set_row(e, i, s, s->n_tokens, tokens[at + i]);
-            fl_set_run(e, i, i, 1, s, s->n_tokens);
-            e->wanted[i] = (uint32_t)i;
+    for (size_t at = 0; at < n; at += e->max_rows) {
+        size_t rows = fl_min(n - at, e->max_rows);
+        fl_executor_clear(e);
+        for (size_t i = at; i < at + rows; i++) {
+            fl_executor_add(e, e->stepped[i], e->stepped[i]->n_tokens, &tokens[i], 1, 1);
         }
-        fl_run_batch(e, rows, rows, rows, fl_logits_row(e, e->logits, at));
+        FL_TRY(fl_run_batch(e, fl_executor_row(e, e->logits, at), e->stepped, n, error));
     }
     for (size_t i = 0; i < n; i++) {
-        if (!fl_all_finite(e, fl_logits_row(e, e->logits, i))) {
+        if (!fl_executor_is_finite(e, fl_executor_row(e, e->logits, i))) {
             return fl_fail(error, FOLOLLM_E_NUMERIC,
                            "the logits of sequence %u at position %u are not finite: are the weights damaged?",
                            (uint64_t)seqs[i], (uint64_t)e->stepped[i]->n_tokens);
@@ -265,7 +249,7 @@ FL_LOCAL folollm_status fl_executor_decode(fl_executor *e, const folollm_seq *se
         return status;
     }
     for (size_t i = 0; i < n; i++) {
-        fl_decode_commit(e, e->stepped[i], tokens[i], fl_logits_row(e, e->logits, i));
+        fl_decode_commit(e, e->stepped[i], tokens[i], fl_executor_row(e, e->logits, i));
     }
     e->stats.generated_tokens += n;
     return FOLOLLM_OK;

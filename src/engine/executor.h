@@ -1,6 +1,6 @@
-/* The executor: steps as transactions. It reserves pages for what is to be appended, cuts the tokens into batches,
- * runs them on the worker, and then either commits (lengths move, logits and streams are taken over) or undoes
- * (pages go back); in between nothing of a sequence changes.
+/* The executor: batches, and the host's own steps as transactions. Those reserve pages for what is to be appended, cut
+ * the tokens into batches, run them on the worker, and then either commit (lengths move, logits and streams are taken
+ * over) or undo (pages go back); in between nothing of a sequence changes.
  *
  * With several devices this is the place that speaks to all of their workers. */
 #ifndef FL_EXECUTOR_H
@@ -14,22 +14,38 @@ typedef struct fl_executor {
     fl_pages *pages;
     fl_sequences *sequences;
     const fl_tokenizer *tokenizer; /* NULL: no text */
-    uint32_t n_rows;               /* of a batch, at most */
+    uint32_t max_rows;             /* of a batch */
     uint32_t context;
     folollm_stats stats;
     uint64_t step; /* number of the last decode step */
 
-    /* One batch; (n_rows) each. */
+    /* One batch; (max_rows) each. */
     folollm_token *tokens;
     uint32_t *positions, *slots, *wanted;
     fl_run *runs;
-    float *logits;         /* (max_seqs, vocab) of a step that is not committed yet */
-    fl_sequence **stepped; /* (max_seqs) */
-    uint32_t *origins;     /* (max_seqs) the shared page that a stepped sequence's last one was copied from */
+    size_t n_rows, n_runs, n_wanted;
+    float *logits;         /* (max_logits, vocab) of a step that is not committed yet */
+    fl_sequence **stepped; /* (sequences of the host's loop) */
+    uint32_t *origins;     /* as many: the shared page that a stepped sequence's last one was copied from */
 } fl_executor;
 
-FL_LOCAL void fl_executor_layout(fl_executor *e, fl_arena *arena, uint32_t n_rows, uint32_t max_seqs,
-                                 uint32_t vocab);
+FL_LOCAL void fl_executor_layout(fl_executor *e, fl_arena *arena, uint32_t max_rows, uint32_t max_seqs,
+                                 uint32_t max_logits, uint32_t vocab);
+
+/* Compose a batch: clear, add n tokens that follow the first `position` of a sequence which has room reserved (logits
+ * are wanted of the last n_wanted of them), begin, and advance until it returns true. */
+FL_LOCAL void fl_executor_clear(fl_executor *e);
+FL_LOCAL void fl_executor_add(fl_executor *e, const fl_sequence *s, uint32_t position, const folollm_token *tokens,
+                              size_t n, size_t n_wanted);
+FL_LOCAL void fl_executor_begin(fl_executor *e, float *logits);
+FL_LOCAL bool fl_executor_advance(fl_executor *e, fl_slice slice);
+
+/* After fl_sequence_reserve: bring the keys and values of the page that was shared. */
+FL_LOCAL void fl_executor_copy_page(fl_executor *e, const fl_sequence *s, uint32_t origin);
+
+/* Row i of logits (n, vocab), and whether it holds numbers. */
+FL_LOCAL float *fl_executor_row(const fl_executor *e, float *logits, size_t i);
+FL_LOCAL bool fl_executor_is_finite(const fl_executor *e, const float *row);
 
 /* See folollm_prefill and folollm_decode_step; the arguments' shapes are checked, their values are not. */
 FL_LOCAL folollm_status fl_executor_prefill(fl_executor *e, fl_sequence *s, const folollm_token *tokens,

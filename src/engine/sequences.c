@@ -1,13 +1,14 @@
 #include "engine/sequences.h"
 
-FL_LOCAL void fl_sequences_layout(fl_sequences *all, fl_arena *arena, uint32_t n_slots, uint32_t context,
-                                  uint32_t vocab, size_t text_room) {
-    all->n_slots = n_slots;
+FL_LOCAL void fl_sequences_layout(fl_sequences *all, fl_arena *arena, uint32_t n_own, uint32_t n_driven,
+                                  uint32_t context, uint32_t vocab, size_t text_room) {
+    all->n_own = n_own;
+    all->n_slots = n_own + n_driven;
     all->table_pages = (uint32_t)fl_div_up(context, FL_PAGE_TOKENS);
-    all->slots = fl_take(arena, n_slots, sizeof *all->slots);
-    for (uint32_t i = 0; i < n_slots; i++) {
+    all->slots = fl_take(arena, all->n_slots, sizeof *all->slots);
+    for (uint32_t i = 0; i < all->n_slots; i++) {
         uint32_t *pages = fl_take(arena, all->table_pages, sizeof *pages);
-        float *logits = fl_take(arena, vocab, sizeof *logits);
+        float *logits = i < n_own ? fl_take(arena, vocab, sizeof *logits) : NULL;
         char *text = fl_take(arena, text_room, 1);
         if (all->slots != NULL) {
             all->slots[i].pages = pages;
@@ -17,20 +18,22 @@ FL_LOCAL void fl_sequences_layout(fl_sequences *all, fl_arena *arena, uint32_t n
     }
 }
 
-FL_LOCAL fl_sequence *fl_sequence_open(fl_sequences *all, folollm_seq *id) {
-    for (uint32_t i = 0; i < all->n_slots; i++) {
+FL_LOCAL fl_sequence *fl_sequence_open(fl_sequences *all, bool driven, folollm_seq *id) {
+    uint32_t end = driven ? all->n_slots : all->n_own;
+    for (uint32_t i = driven ? all->n_own : 0; i < end; i++) {
         fl_sequence *s = &all->slots[i];
-        if (s->open) {
+        if (s->handle != 0) {
             continue;
         }
-        /* After 2^20 - 1 uses of a slot its generations begin again: a handle kept that long may match. */
+        /* After 2^19 - 1 uses of a slot its generations begin again: a handle kept that long may match. */
         s->generation = s->generation % (UINT32_MAX / FL_SEQS_MAX) + 1;
-        s->open = true;
         s->has_logits = false;
         s->n_tokens = s->n_prompt = s->n_pages = 0;
         memset(&s->stream, 0, sizeof s->stream);
-        all->n_open++;
+        all->n_open += !driven;
         *id = s->generation * FL_SEQS_MAX + i;
+        fl_atomic_store(&s->cancelled, (folollm_seq)0);
+        fl_atomic_store(&s->handle, *id);
         return s;
     }
     return NULL;
@@ -43,8 +46,19 @@ FL_LOCAL folollm_status fl_sequence_find(const fl_sequences *all, folollm_seq id
         return fl_fail(error, FOLOLLM_E_SEQUENCE, "sequence %u was never opened on this engine", (uint64_t)id);
     }
     fl_sequence *s = &all->slots[slot];
-    if (!s->open || s->generation != generation) {
+    if (fl_atomic_load(&s->handle) != id) {
         return fl_fail(error, FOLOLLM_E_SEQUENCE, "sequence %u is closed", (uint64_t)id);
+    }
+    *out = s;
+    return FOLOLLM_OK;
+}
+
+FL_LOCAL folollm_status fl_sequence_find_own(const fl_sequences *all, folollm_seq id, fl_sequence **out,
+                                             folollm_error *error) {
+    fl_sequence *s = NULL;
+    FL_TRY(fl_sequence_find(all, id, &s, error));
+    if (s >= all->slots + all->n_own) {
+        return fl_fail(error, FOLOLLM_E_STATE, "sequence %u was submitted: folollm_step drives it", (uint64_t)id);
     }
     *out = s;
     return FOLOLLM_OK;
@@ -61,17 +75,58 @@ FL_LOCAL void fl_sequence_cut(fl_sequence *s, fl_pages *pages, uint32_t n_tokens
 
 FL_LOCAL void fl_sequence_close(fl_sequences *all, fl_sequence *s, fl_pages *pages) {
     fl_sequence_cut(s, pages, 0);
-    s->open = false;
-    all->n_open--;
+    fl_atomic_store(&s->handle, (folollm_seq)0);
+    all->n_open -= s < all->slots + all->n_own;
 }
 
-FL_LOCAL void fl_sequence_fork(fl_sequence *to, const fl_sequence *from, fl_pages *pages, uint32_t vocab) {
-    for (uint32_t i = 0; i < from->n_pages; i++) {
+/* Is the page that the next token goes to shared with another sequence? */
+static bool fl_sequence_must_copy(const fl_sequence *s, const fl_pages *pages) {
+    return s->n_tokens % FL_PAGE_TOKENS != 0 && pages->references[s->pages[s->n_pages - 1]] > 1;
+}
+
+FL_LOCAL size_t fl_sequence_pages_wanted(const fl_sequence *s, const fl_pages *pages, size_t n) {
+    return fl_div_up(s->n_tokens + n, FL_PAGE_TOKENS) - s->n_pages + fl_sequence_must_copy(s, pages);
+}
+
+FL_LOCAL uint32_t fl_sequence_reserve(fl_sequence *s, fl_pages *pages, size_t n) {
+    uint32_t origin = FL_PAGE_NONE;
+    if (fl_sequence_must_copy(s, pages)) {
+        uint32_t *last = &s->pages[s->n_pages - 1], copy = fl_pages_take(pages);
+        memcpy(pages->tokens + (size_t)copy * FL_PAGE_TOKENS, pages->tokens + (size_t)*last * FL_PAGE_TOKENS,
+               FL_PAGE_TOKENS * sizeof *pages->tokens);
+        fl_pages_release(pages, *last);
+        origin = *last;
+        *last = copy;
+    }
+    size_t n_pages = fl_div_up(s->n_tokens + n, FL_PAGE_TOKENS);
+    while (s->n_pages < n_pages) {
+        s->pages[s->n_pages++] = fl_pages_take(pages);
+    }
+    return origin;
+}
+
+FL_LOCAL void fl_sequence_unreserve(fl_sequence *s, fl_pages *pages, uint32_t origin) {
+    fl_sequence_cut(s, pages, s->n_tokens);
+    if (origin != FL_PAGE_NONE) {
+        uint32_t *last = &s->pages[s->n_pages - 1];
+        fl_pages_release(pages, *last);
+        fl_pages_share(pages, origin);
+        *last = origin;
+    }
+}
+
+FL_LOCAL void fl_sequence_share(fl_sequence *to, const fl_sequence *from, fl_pages *pages) {
+    size_t n = fl_div_up(from->n_tokens, FL_PAGE_TOKENS);
+    for (size_t i = 0; i < n; i++) {
         to->pages[i] = from->pages[i];
         fl_pages_share(pages, from->pages[i]);
     }
-    to->n_pages = from->n_pages;
+    to->n_pages = (uint32_t)n;
     to->n_tokens = from->n_tokens;
+}
+
+FL_LOCAL void fl_sequence_fork(fl_sequence *to, const fl_sequence *from, fl_pages *pages, uint32_t vocab) {
+    fl_sequence_share(to, from, pages);
     to->n_prompt = from->n_prompt;
     to->has_logits = from->has_logits;
     if (from->has_logits) {
@@ -97,4 +152,42 @@ FL_LOCAL void fl_sequence_replay(fl_sequence *s, const fl_pages *pages, const fl
         bool look = i - s->n_prompt + 1 >= s->sampling.s.min_tokens;
         fl_stream_feed(&s->stream, t, &s->sampling, fl_history_at(&h, i), look, s->text, &n);
     }
+}
+
+/* ---- The next token -- */
+
+/* Try the token on a copy of the stream: what it adds to the text, and whether that ends it. */
+static void fl_sequence_try(const fl_sequence *s, const fl_chooser *c, fl_stream *after, folollm_sampled *out) {
+    uint32_t n_output = s->n_tokens - s->n_prompt + 1, min = s->sampling.s.min_tokens, max = s->sampling.s.max_tokens;
+    *after = s->stream;
+    out->text = s->text;
+    out->n_bytes = 0;
+    out->stop_index = -1;
+    out->finish = FOLOLLM_FINISH_NONE;
+    if (n_output > min && fl_sampling_stops_at(&s->sampling, out->token)) {
+        out->finish = FOLOLLM_FINISH_STOP_ID;
+        fl_stream_finish(after, s->text, &out->n_bytes);
+        return;
+    }
+    out->stop_index =
+        fl_stream_feed(after, c->tokenizer, &s->sampling, out->token, n_output >= min, s->text, &out->n_bytes);
+    if (out->stop_index >= 0) {
+        out->finish = FOLOLLM_FINISH_STOP_STRING;
+    } else if ((max != 0 && n_output >= max) || s->n_tokens + 1 >= c->limit) {
+        out->finish = FOLOLLM_FINISH_LENGTH;
+        fl_stream_finish(after, s->text, &out->n_bytes);
+    }
+}
+
+FL_LOCAL bool fl_sequence_choose(const fl_sequence *s, const fl_chooser *c, const float *logits, fl_stream *after,
+                                 folollm_sampled *out, folollm_logprob *top, size_t n_top) {
+    fl_history history = fl_sequence_history(s, c->pages);
+    folollm_logprob chosen;
+    if (!fl_sampler_choose(c->sampler, c->backend, &s->sampling, logits, &history, &chosen, top, n_top)) {
+        return false;
+    }
+    out->token = chosen.token;
+    out->chosen = chosen;
+    fl_sequence_try(s, c, after, out);
+    return true;
 }

@@ -1,5 +1,7 @@
 #include "model/weights.h"
 
+#include "base/map.h"
+
 #include "base/math.h"
 
 typedef struct fl_binder {
@@ -187,6 +189,30 @@ FL_LOCAL folollm_status fl_weights_load(fl_memory *m, fl_weights *w, folollm_err
     FL_TRY(fl_bind_all(m, w, error));
     fl_tensors_forget_names(&w->tensors);
     return FOLOLLM_OK;
+}
+
+/* Sixteen pieces of a matrix, from its start to its end. */
+static uint64_t fl_matrix_fingerprint(const fl_matrix *m, uint64_t h) {
+    for (uint32_t i = 0; i < m->n_parts; i++) {
+        const fl_part *part = &m->parts[i];
+        size_t n_words = part->n_rows * m->n_cols * fl_dtype_bytes(part->type) / sizeof(uint64_t);
+        h = fl_mix(h ^ fl_mix(part->n_rows) ^ fl_mix(m->n_cols << 8 | part->type));
+        for (size_t k = 0; k < 16 && n_words > 0; k++) {
+            size_t word = k * (n_words - 1) / 15;
+            h = fl_mix(h ^ fl_load_u64((const uint8_t *)part->data + word * sizeof(uint64_t)));
+        }
+    }
+    return h;
+}
+
+FL_LOCAL uint64_t fl_weights_fingerprint(const fl_weights *w) {
+    uint64_t h = fl_matrix_fingerprint(&w->head, fl_matrix_fingerprint(&w->embedding, w->config.n_heads));
+    for (uint32_t i = 0; i < w->config.n_layers; i++) {
+        const fl_layer *l = &w->layers[i];
+        h = fl_matrix_fingerprint(&l->o, fl_matrix_fingerprint(&l->qkv, h));
+        h = fl_matrix_fingerprint(&l->down, fl_matrix_fingerprint(&l->gate_up, h));
+    }
+    return h;
 }
 
 FL_LOCAL void fl_weights_close(fl_memory *m, fl_weights *w) {

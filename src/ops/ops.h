@@ -58,6 +58,10 @@ FL_INLINE size_t fl_kv_value_bytes(folollm_kv_type type) {
     return type == FOLOLLM_KV_F32 ? 4 : 2;
 }
 
+FL_INLINE size_t fl_kv_row_bytes(const fl_kv *kv) {
+    return kv->head_dim * fl_kv_value_bytes(kv->type);
+}
+
 /* Bytes from the start of k or v to [layer][page][kv_head][0][0]. */
 FL_INLINE size_t fl_kv_offset(const fl_kv *kv, size_t layer, size_t page, size_t kv_head) {
     size_t block = ((layer * kv->n_pages + page) * kv->n_kv_heads + kv_head) * FL_PAGE_TOKENS;
