@@ -190,6 +190,7 @@ static bool fl_driver_sample(fl_driver *d) {
         fl_request *follower = fl_driver_follower(d, r);
         if (follower != NULL) {
             fl_scheduler_follow(s, r, follower);
+            follower->event.metrics.wait_us = fl_driver_now(d) - follower->submitted_us;
             r = follower;
         } else {
             d->n_sampled++;
