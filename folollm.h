@@ -491,7 +491,7 @@ typedef struct folollm_event {
 FOLOLLM_API folollm_status folollm_step(folollm *engine, const folollm_budget *budget, folollm_event *events,
                                         size_t *n_events, folollm_error *error);
 
-/* From any thread, at any time: one atomic store. A request ends at its last token, with an event, by the next step;
+/* From any thread, at any time: one atomic exchange. A request ends at its last token, with an event, by the next step;
  * a step that runs returns after the operation at hand. For a sequence of the host's loop, the prefill or decode_step
  * that runs (or else the next one) is undone and says FOLOLLM_E_CANCELLED. FOLOLLM_E_SEQUENCE if it is closed. */
 FOLOLLM_API folollm_status folollm_cancel(folollm *engine, folollm_seq seq, folollm_error *error);

@@ -11,6 +11,8 @@
 #include "invariants.h"
 
 #include <sched.h>
+#include <signal.h>
+#include <sys/time.h>
 
 #define SMALL "tests/vectors/models/llama-gqa-fp16"
 #define SHAKESPEARE "examples/models/tiny-shakespeare"
@@ -422,7 +424,54 @@ static void test_threads(const char *path, unsigned rounds) {
     CHECK(n_tokens > 100 && n_cancelled > 5 && n_undone > 0 && n_stale > 5 && n_engines > 10 && n_restored > 5);
 }
 
+/* ---- A cancel that comes late -- */
+
+static struct {
+    folollm *f;
+    folollm_seq seq;
+    volatile sig_atomic_t changed;
+    unsigned n_wrong;
+} late;
+
+/* What the engine's own thread might do between any two instructions of a cancel in another: the sequence is closed,
+ * its slot given to the next one, and that is cancelled. */
+static void change(int signal_number) {
+    (void)signal_number;
+    late.n_wrong += folollm_seq_close(late.f, late.seq, NULL) != FOLOLLM_OK;
+    late.n_wrong += folollm_seq_open(late.f, NULL, &late.seq, NULL) != FOLOLLM_OK;
+    late.n_wrong += folollm_cancel(late.f, late.seq, NULL) != FOLOLLM_OK;
+    late.changed = 1;
+}
+
+/* The wish for the new sequence is not lost to a cancel of the old one that was under way. A signal stands for the
+ * other thread: it comes at every place sooner or later. */
+static void test_late_cancel(void) {
+    const folollm_token token = 1;
+    folollm_options o = {.n_threads = 1, .max_seqs = 1, .max_requests = 1};
+    struct sigaction action;
+    unsigned n_lost = 0;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = change;
+    sigaction(SIGALRM, &action, NULL);
+    CHECK(folollm_load(SMALL, &o, &late.f, NULL) == FOLOLLM_OK);
+    CHECK(folollm_seq_open(late.f, NULL, &late.seq, NULL) == FOLOLLM_OK);
+    for (long i = 0; i < 3000; i++) {
+        struct itimerval once = {{0, 0}, {0, 50 + i % 37}};
+        folollm_seq old = late.seq;
+        late.changed = 0;
+        setitimer(ITIMER_REAL, &once, NULL);
+        while (!late.changed) {
+            folollm_cancel(late.f, old, NULL);
+        }
+        n_lost += folollm_prefill(late.f, late.seq, &token, 1, NULL, NULL) != FOLOLLM_E_CANCELLED;
+    }
+    CHECK(n_lost == 0);
+    CHECK(late.n_wrong == 0);
+    folollm_free(late.f);
+}
+
 int main(void) {
+    test_late_cancel();
     test_threads(SMALL, 3000);
     test_threads(SHAKESPEARE, 300);
     return check_finish();

@@ -501,11 +501,15 @@ FOLOLLM_API folollm_status folollm_step(folollm *f, const folollm_budget *budget
     return fl_driver_step(&f->driver, budget, events, n_events, error);
 }
 
-/* From any thread: it reads only what load wrote, and the atomic handle. */
+/* From any thread: it reads only what load wrote, the atomic handle, and the atomic wish, which it replaces only if it
+ * is still what it was when the handle was right: by now the slot may be another's, with a wish of its own. */
 FOLOLLM_API folollm_status folollm_cancel(folollm *f, folollm_seq seq, folollm_error *error) {
     fl_sequence *s = NULL;
     FL_TRY(fl_need_weights(f, error));
     FL_TRY(fl_sequence_find(&f->sequences, seq, &s, error));
-    fl_atomic_store(&s->cancelled, seq);
+    folollm_seq wish = fl_atomic_load(&s->cancelled);
+    do {
+        FL_TRY(fl_sequence_find(&f->sequences, seq, &s, error));
+    } while (!fl_atomic_swap_if(&s->cancelled, &wish, seq));
     return FOLOLLM_OK;
 }
