@@ -377,6 +377,7 @@ FL_LOCAL folollm_status fl_snapshot_check(fl_snapshot *out, const fl_worker *w, 
     const uint8_t *at[FL_SECTIONS];
     uint32_t vocab = w->weights->config.vocab;
     fl_snapshot_header h;
+    memset(&h, 0, sizeof h);
     FL_TRY(fl_get_header(out, &h, bytes, n_bytes, error));
     FL_TRY(fl_check_fit(&h, w, error));
     FL_TRY(fl_check_sections(out, &h, w, bytes, n_bytes, at, error));
