@@ -5,7 +5,8 @@
  *
  *   throughput  requests of random lengths, in three modes. continuous: all are submitted at once. static: batches of
  *               as many as run, the next when the longest answer of the last is over; nothing is computed for those
- *               that ended before, so this is the kindest form of it. single: one after the other.
+ *               that ended before, so this is the kindest form of it. single: one after the other. The time to the
+ *               first token counts from the start of all, as if all had come then.
  *   arrival     the time between two tokens of answers that are being written, before and while a long prompt comes,
  *               for several chunks; a chunk above the prompt takes it in one step.
  *   prefix      the time to the first token of a prompt whose beginning nobody asked before, and somebody did.
@@ -182,7 +183,7 @@ typedef struct request {
     uint32_t n_ids, n_answer; /* n_answer 0: until the context is full */
     folollm_seq seq;
     uint32_t n_written;
-    uint64_t last_us; /* of its last token */
+    uint64_t first_us, last_us; /* when it had its first token, and its last so far */
     int is_over;
     folollm_metrics metrics;
 } request;
@@ -205,7 +206,7 @@ static void submit(folollm *engine, request *r, uint64_t tag)
     folollm_submission s = {.prompt = r->ids, .n_prompt = r->n_ids, .sampling = &sampling, .tag = tag};
     r->n_written = 0;
     r->is_over = 0;
-    r->last_us = 0;
+    r->first_us = r->last_us = 0;
     check(folollm_submit(engine, &s, &r->seq, &error));
 }
 
@@ -228,6 +229,7 @@ static uint32_t step(folollm *engine, uint32_t microseconds, request *requests, 
         if (between != NULL && r->last_us != 0 && events[i].token >= 0) {
             add(between, (double)(now - r->last_us) * 1e-3);
         }
+        r->first_us = r->first_us != 0 ? r->first_us : now;
         r->last_us = now;
         r->n_written += events[i].token >= 0;
         if (events[i].finish != FOLOLLM_FINISH_NONE) {
@@ -304,7 +306,7 @@ static void run_throughput(const char *mode)
     }
     double seconds = (double)(now_us(NULL) - begin) * 1e-6;
     for (uint32_t i = 0; i < n_requests; i++) {
-        add(&first, (double)requests[i].metrics.first_token_us * 1e-3);
+        add(&first, (double)(requests[i].first_us - begin) * 1e-3);
     }
     folollm_stats stats;
     folollm_get_stats(engine, &stats);
@@ -328,7 +330,7 @@ static void run_arrival(uint32_t rows)
     uint32_t n = arrival_running, own = rows > 0 ? rows : 128;
     uint32_t n_steps = own > n ? arrival_prompt / (own - n) + 8 : arrival_prompt + 8;
     uint32_t answer = arrival_steps + n_steps;
-    uint32_t context = (arrival_prompt > answer + 64 ? arrival_prompt : answer + 64) + 16;
+    uint32_t context = (arrival_prompt > answer + 64 ? arrival_prompt : answer + 64) + n + 16;
     uint64_t pool = (uint64_t)n * (64 + answer + 16) + arrival_prompt + 64;
     rows = rows > context ? context : rows;
     folollm *engine = open_engine(rows, context, pool, n + 1, n + 1);
