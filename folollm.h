@@ -477,7 +477,7 @@ typedef struct folollm_event {
     int stop_index;         /* which stop string, or -1 */
     folollm_logprob chosen; /* of the token */
     const char *text;       /* what this adds to the answer, as sample gives it. Owned by the engine, valid until the
-                               next step or submit */
+                               next step, submit, prefill or decode_step */
     size_t n_bytes;
     folollm_metrics metrics;
 } folollm_event;
@@ -491,7 +491,7 @@ typedef struct folollm_event {
 FOLOLLM_API folollm_status folollm_step(folollm *engine, const folollm_budget *budget, folollm_event *events,
                                         size_t *n_events, folollm_error *error);
 
-/* From any thread, at any time: one atomic store. A request ends at its last token, with an event, by the next step;
+/* From any thread, at any time: two atomic stores. A request ends at its last token, with an event, by the next step;
  * a step that runs returns after the operation at hand. For a sequence of the host's loop, the prefill or decode_step
  * that runs (or else the next one) is undone and says FOLOLLM_E_CANCELLED. FOLOLLM_E_SEQUENCE if it is closed. */
 FOLOLLM_API folollm_status folollm_cancel(folollm *engine, folollm_seq seq, folollm_error *error);

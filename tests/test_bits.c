@@ -8,6 +8,7 @@
 #include "../folollm.c"
 
 #include "check.h"
+#include "invariants.h"
 
 #include <stdlib.h>
 
@@ -188,6 +189,7 @@ static void test_forks(void) {
         CHECK(logits_as_expected(f, b, LENGTH));
         CHECK(folollm_seq_close(f, a, NULL) == FOLOLLM_OK && folollm_seq_close(f, b, NULL) == FOLOLLM_OK);
         CHECK(f->pages.n_free == f->pages.n_pages && f->pages.n_shared == 0);
+        CHECK_INVARIANTS(f);
     }
     folollm_free(f);
 }
@@ -205,6 +207,7 @@ static void test_truncation(void) {
         CHECK(logits_as_expected(f, seq, n + 1));
         CHECK(folollm_seq_truncate(f, seq, n, NULL) == FOLOLLM_OK);
         CHECK(f->pages.n_free == f->pages.n_pages - fl_div_up(n, FL_PAGE_TOKENS));
+        CHECK_INVARIANTS(f);
     }
     folollm_free(f);
 }

@@ -290,7 +290,7 @@ static void test_matrix(folollm_kv_type kv) {
                 }
                 uint32_t threads = 1 + (uint32_t)(w + c + kind) % 4;
                 folollm_options o = {.kv = kv, .max_running = widths[w], .chunk = chunks[c], .n_threads = threads,
-                                     .pool_tokens = kind == 3 ? 160 : 33 * 112, .context = 512};
+                                     .pool_tokens = kind == 3 ? 112 : 33 * 112, .context = 512};
                 folollm_budget budget = {kind == 1 ? 1 + random_below(40) : 0, kind == 2 ? 40 : 0};
                 folollm *f = open_model(MODEL, o);
                 run r;
@@ -308,7 +308,7 @@ static void test_matrix(folollm_kv_type kv) {
     printf("matrix, KV type %d: %u runs, %u events, %u steps, %u slices, %u preemptions, %u prefix tokens found, "
            "%u pages evicted\n", (int)kv, (unsigned)t.runs, (unsigned)t.events, (unsigned)t.steps, (unsigned)t.slices,
            (unsigned)t.preemptions, (unsigned)t.found, (unsigned)t.evicted);
-    CHECK(t.slices > 1000 && t.preemptions > 20 && t.found > 1000 && t.evicted > 20);
+    CHECK(t.slices > 1000 && t.preemptions > 10 && t.found > 1000 && t.evicted > 20);
 }
 
 /* ---- The prefix cache -------------------------------------------------------------------------------------------- */

@@ -506,6 +506,6 @@ FOLOLLM_API folollm_status folollm_cancel(folollm *f, folollm_seq seq, folollm_e
     fl_sequence *s = NULL;
     FL_TRY(fl_need_weights(f, error));
     FL_TRY(fl_sequence_find(&f->sequences, seq, &s, error));
-    fl_atomic_store(&s->cancelled, seq);
+    fl_sequence_cancel(&f->sequences, s, seq);
     return FOLOLLM_OK;
 }

@@ -88,6 +88,7 @@ static void fl_driver_end(fl_driver *d, fl_request *r, folollm_finish finish, fo
 static void fl_driver_end_unwanted(fl_driver *d) {
     fl_scheduler *s = &d->scheduler;
     uint64_t now = fl_driver_now(d);
+    fl_atomic_store(&s->sequences->any_cancel, false); /* before looking: what comes later is seen later */
     for (uint32_t i = 0; i < s->n_requests; i++) {
         fl_request *r = &s->requests[i];
         if (!fl_request_is_live(r)) {
@@ -269,19 +270,9 @@ static bool fl_driver_is_in_vain(const fl_driver *d) {
     return true;
 }
 
-static bool fl_driver_sees_cancel(const fl_driver *d) {
-    const fl_scheduler *s = &d->scheduler;
-    for (uint32_t i = 0; i < s->n_requests; i++) {
-        if (fl_request_is_live(&s->requests[i]) && fl_sequence_is_cancelled(s->requests[i].s)) {
-            return true;
-        }
-    }
-    return false;
-}
-
 /* Must the call end before something that last took so long? A call does one thing at least. */
 static bool fl_driver_must_rest(const fl_driver *d, uint64_t would_take) {
-    return d->moved && (fl_driver_sees_cancel(d) ||
+    return d->moved && (fl_atomic_load(&d->scheduler.sequences->any_cancel) ||
                         (d->until != UINT64_MAX && fl_driver_now(d) + would_take > d->until));
 }
 

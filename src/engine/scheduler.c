@@ -360,9 +360,12 @@ static uint32_t fl_serve(fl_scheduler *s, fl_class class_, uint32_t rows, uint32
 static uint32_t fl_let_in(fl_scheduler *s, uint32_t rows) {
     uint32_t left = rows;
     fl_request *r;
-    while (left > 0 && !s->preempted && s->n_running < s->max_running && (r = fl_pick(s, FL_CLASS_WAITING)) != NULL &&
-           fl_admit(s, r)) {
-        left -= fl_place(s, r, left);
+    while (left > 0 && !s->preempted && s->n_running < s->max_running && (r = fl_pick(s, FL_CLASS_WAITING)) != NULL) {
+        if (fl_admit(s, r)) {
+            left -= fl_place(s, r, left);
+        } else if (s->n_running > 0) {
+            break; /* it is next, as soon as one of these is done; while none runs, a smaller one may go before it */
+        }
     }
     return rows - left;
 }

@@ -64,6 +64,11 @@ FL_LOCAL folollm_status fl_sequence_find_own(const fl_sequences *all, folollm_se
     return FOLOLLM_OK;
 }
 
+FL_LOCAL void fl_sequence_cancel(fl_sequences *all, fl_sequence *s, folollm_seq id) {
+    fl_atomic_store(&s->cancelled, id);
+    fl_atomic_store(&all->any_cancel, true);
+}
+
 FL_LOCAL void fl_sequence_cut(fl_sequence *s, fl_pages *pages, uint32_t n_tokens) {
     uint32_t kept = (uint32_t)fl_div_up(n_tokens, FL_PAGE_TOKENS);
     while (s->n_pages > kept) {
