@@ -485,8 +485,10 @@ typedef struct folollm_event {
 /* One bounded step over all requests: choose rows (answers that are being written first, a token each; then prompts,
  * in pieces), run them in one forward pass, sample. budget: NULL for one whole step of at most the chunk's rows.
  * events: room for *n_events, at least 1; *n_events becomes how many were written. What finds no room is handed out by
- * the next calls, and its sequence waits so long. Zero events with FOLOLLM_OK: the budget ended in the middle, or
- * nothing is there to do (folollm_get_stats: requests_waiting and requests_running).
+ * the next calls, and its sequence waits so long. With a budget in time alone it goes on to further steps until there
+ * are events; zero events with FOLOLLM_OK then mean that the time is used up, or that nothing is there to do
+ * (folollm_get_stats: requests_waiting and requests_running). In other cases they may also mean that only a piece of a
+ * prompt was computed.
  * FOLOLLM_E_POOL: nothing can move, because sequences of the host's own loop hold the pages. */
 FOLOLLM_API folollm_status folollm_step(folollm *engine, const folollm_budget *budget, folollm_event *events,
                                         size_t *n_events, folollm_error *error);

@@ -82,24 +82,17 @@ static void hear(folollm *llm, character *cast, const folollm_event *e)
     }
 }
 
-/* The model's part of a frame: steps until the time is up. A step that rested (stats.slices) did so because the next
- * operation would not have fitted any more, so what is left of the time is left to the game. */
+/* The model's part of a frame. No event means that the next operation would not have fitted into what was left. */
 static void run_model(folollm *llm, character *cast, uint64_t until)
 {
     folollm_event events[N_CHARACTERS];
-    folollm_stats stats;
-    folollm_get_stats(llm, &stats);
-    uint64_t rested = stats.slices;
-    for (uint64_t now = now_us(NULL); now < until && stats.slices == rested; now = now_us(NULL)) {
+    size_t n = N_CHARACTERS;
+    for (uint64_t now = now_us(NULL); n > 0 && now < until; now = now_us(NULL)) {
         folollm_budget budget = {.microseconds = (uint32_t)(until - now)};
-        size_t n = N_CHARACTERS;
+        n = N_CHARACTERS;
         check(folollm_step(llm, &budget, events, &n, &error));
         for (size_t i = 0; i < n; i++) {
             hear(llm, cast, &events[i]);
-        }
-        folollm_get_stats(llm, &stats);
-        if (stats.requests_waiting + stats.requests_running == 0) {
-            return;
         }
     }
 }
