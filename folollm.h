@@ -440,7 +440,7 @@ typedef struct folollm_submission {
     uint64_t deadline;    /* on host.clock: the answer ends there. Of equal priority the earlier is served first; 0:
                              none, served last */
     uint32_t flow;        /* who asks. Of equal priority and deadline, flows share the steps by their weights */
-    uint32_t weight;      /* of the flow while this request lives; 0: 1. At most 1000 */
+    uint32_t weight;      /* of the flow, from now on; 0: 1. At most 1000 */
     uint64_t cache_space; /* only prompts of the same space share cached pages: one per user hides what others asked */
     int no_prefix_cache;  /* 1: compute this prompt whole, and leave nothing of it to others */
     uint64_t tag;         /* handed back in every event */
