@@ -137,7 +137,9 @@ typedef struct folollm_host {
 typedef enum folollm_kv_type {
     FOLOLLM_KV_F16 = 0, /* default */
     FOLOLLM_KV_F32 = 1,
-    FOLOLLM_KV_BF16 = 2
+    FOLOLLM_KV_BF16 = 2,
+    FOLOLLM_KV_Q8 = 3, /* 8 bits, and a scale per token and head: about half the bytes of f16 */
+    FOLOLLM_KV_Q4 = 4  /* 4 bits, the same: about a quarter. Costs quality: README says how much */
 } folollm_kv_type;
 
 typedef enum folollm_isa { /* which kernels compute; all of them give the same bits */
@@ -175,7 +177,7 @@ typedef struct folollm_memory {
     uint64_t mapped;
     uint64_t weights;   /* converted, copied or misaligned tensors, and the tensor table */
     uint64_t tokenizer;
-    uint64_t kv_cache;  /* 2 x layers x kv_heads x head_dim x pool tokens x bytes per value */
+    uint64_t kv_cache;  /* 2 x layers x kv_heads x pool tokens x bytes per head and token */
     uint64_t scratch;   /* activations of one forward pass, per-thread tiles */
     uint64_t sequences; /* page tables, logits rows, samplers, text buffers */
     uint64_t allocated; /* weights + tokenizer + kv_cache + scratch + sequences */

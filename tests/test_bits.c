@@ -155,7 +155,7 @@ static void test_neighbours(folollm_kv_type kv, const float *reference) {
 }
 
 static void test_kv_types(void) {
-    static const folollm_kv_type types[] = {FOLOLLM_KV_F16, FOLOLLM_KV_F32, FOLOLLM_KV_BF16};
+    static const folollm_kv_type types[] = {FOLOLLM_KV_F16, FOLOLLM_KV_F32, FOLOLLM_KV_BF16, FOLOLLM_KV_Q8, FOLOLLM_KV_Q4};
     float *reference = malloc((size_t)LENGTH * vocab * sizeof *reference);
     for (size_t i = 0; i < FL_COUNT(types); i++) {
         folollm_options o = {.n_threads = 1, .kv = types[i], .chunk = 13};
