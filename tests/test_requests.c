@@ -298,7 +298,7 @@ static void test_matrix(folollm_kv_type kv) {
                 begin_run(&r, f, jobs, kind == 3 ? 33 : 1 + widths[w]);
                 run_jobs(&r, kind == 1 || kind == 2 ? &budget : NULL, kind == 1 ? 1 + random_below(3) : JOBS_MAX);
                 CHECK(kind != 2 || stats_of(f).slices > stats_of(f).steps);
-                CHECK(kind != 3 || widths[w] < 5 || chunks[c] == 1 || stats_of(f).preemptions > 0);
+                CHECK(kind != 3 || widths[w] < 13 || chunks[c] < 16 || stats_of(f).preemptions > 0);
                 add_totals(&t, &r);
                 folollm_free(f);
             }
@@ -1067,7 +1067,9 @@ static void test_banned(void) {
 
 int main(void) {
     test_matrix(FOLOLLM_KV_F16);
+    test_matrix(FOLOLLM_KV_Q8);
     test_prefix(FOLOLLM_KV_F16);
+    test_prefix(FOLOLLM_KV_Q4);
     test_turns();
     test_eviction();
     test_answers(4096, 6, 8, 0);
