@@ -893,6 +893,28 @@ static void test_pool_held(void) {
     folollm_free(f);
 }
 
+/* An answer that waits with the pages of its prompt, first in order, does not stop one that runs. */
+static void test_pool_waited_for(void) {
+    const uint32_t page = FL_PAGE_TOKENS;
+    contest c;
+    begin_contest(&c, (folollm_options){.pool_tokens = 7 * page});
+    enter(&c, 0, 2 * page, 2 * page, (folollm_submission){.priority = 5});
+    while (c.n_tokens[0] < page) { /* until it is about to need a fourth page */
+        step_contest(&c, NULL);
+    }
+    folollm_seq two[2];
+    folollm_token prompt[96] = {1, 2, 3};
+    folollm_submission s = {.prompt = prompt, .n_prompt = 4 * page - 4, .n_answers = 2, .tag = 2};
+    s.sampling = &(folollm_sampling){.max_tokens = 9, .ignore_eos = 1};
+    CHECK(folollm_submit(c.f, &s, two, &error) == FOLOLLM_OK);
+    while (c.n_tokens[2] < 2) { /* the first of both */
+        step_contest(&c, NULL);
+    }
+    CHECK(folollm_cancel(c.f, two[0], &error) == FOLOLLM_OK);
+    finish_contest(&c, NULL);
+    CHECK(c.n_tokens[0] == 2 * page && c.n_tokens[2] >= 10);
+}
+
 /* A request that grows to the whole pool ends there, as at the end of a context. */
 static void test_pool_as_limit(void) {
     const uint32_t page = FL_PAGE_TOKENS;
@@ -1086,6 +1108,7 @@ int main(void) {
     test_deadlines();
     test_beside_own_loop();
     test_pool_held();
+    test_pool_waited_for();
     test_pool_as_limit();
     test_numeric();
     test_banned();
