@@ -157,6 +157,50 @@ static uint64_t scenario_text(folollm *f, uint64_t digest) {
     return digest_of(digest, tokens, n * sizeof *tokens);
 }
 
+/* Two answers to one prompt, until they are over; in whatever order their events come. */
+static uint64_t scenario_requests(folollm *f, uint64_t digest) {
+    static const folollm_token prompt[] = {7, 4, 11, 11, 14, 26, 19, 7, 4, 17, 4, 30, 5, 6, 7, 8, 9, 10};
+    folollm_sampling sampling = {.temperature = 0.9f, .seed = 3, .max_tokens = 6, .ignore_eos = 1};
+    folollm_submission submission = {.prompt = prompt, .n_prompt = FL_COUNT(prompt), .sampling = &sampling,
+                                     .n_answers = 2, .tag = 99};
+    uint64_t digests[2] = {1, 1};
+    folollm_seq seqs[2];
+    folollm_event events[3];
+    folollm_stats stats;
+    unsigned n_over = 0;
+    CHECK(folollm_submit(f, &submission, seqs, &error) == FOLOLLM_OK);
+    for (unsigned step = 0; step < 200 && n_over < 2; step++) {
+        folollm_budget budget = {1 + step % 7, 0};
+        size_t n = 1 + step % 3;
+        CHECK(folollm_step(f, &budget, events, &n, &error) == FOLOLLM_OK);
+        for (size_t i = 0; i < n; i++) {
+            const folollm_event *e = &events[i];
+            CHECK(e->tag == 99 && e->answer < 2 && e->seq == seqs[e->answer] && e->status == FOLOLLM_OK);
+            digests[e->answer] = digest_of(digests[e->answer], &e->token, sizeof e->token);
+            digests[e->answer] = digest_of(digests[e->answer], e->text, e->n_bytes);
+            digests[e->answer] = digest_of(digests[e->answer], &e->chosen, sizeof e->chosen);
+            n_over += e->finish != FOLOLLM_FINISH_NONE;
+        }
+    }
+    folollm_get_stats(f, &stats);
+    CHECK(n_over == 2 && stats.requests_running + stats.requests_waiting == 0);
+    return digest_of(digest, digests, sizeof digests);
+}
+
+/* Save, close and restore: the snapshot, and what comes after it. The handle changes. */
+static uint64_t scenario_snapshot(folollm *f, folollm_seq *seq, uint64_t digest) {
+    static uint8_t bytes[1 << 16];
+    folollm_token next = 5;
+    size_t n = sizeof bytes;
+    CHECK(folollm_seq_save(f, *seq, bytes, &n, &error) == FOLOLLM_OK);
+    CHECK(folollm_seq_close(f, *seq, &error) == FOLOLLM_OK);
+    digest = digest_of(digest, bytes, n);
+    CHECK(folollm_seq_restore(f, bytes, n, seq, &error) == FOLOLLM_OK);
+    digest = digest_logits(f, *seq, digest);
+    CHECK(folollm_decode_step(f, seq, &next, 1, &error) == FOLOLLM_OK);
+    return digest_logits(f, *seq, digest);
+}
+
 /* The loop, which must not call the allocator at all. */
 static uint64_t scenario_loop(folollm *f, uint64_t digest) {
     static const folollm_token prompt[] = {7, 4, 11, 11, 14, 26, 19, 7, 4, 17, 4, 30, 5, 6, 7, 8, 9, 10, 11};
@@ -187,6 +231,8 @@ static uint64_t scenario_loop(folollm *f, uint64_t digest) {
     digest = digest_logits(f, seqs[2], digest);
     CHECK(folollm_prefill(f, seqs[0], prompt, 3, NULL, &error) == FOLOLLM_OK);
     digest = digest_logits(f, seqs[0], digest);
+    digest = scenario_requests(f, scenario_snapshot(f, &seqs[0], digest));
+    digest = scenario_snapshot(f, &seqs[2], digest);
     CHECK(folollm_seq_close(f, seqs[1], &error) == FOLOLLM_OK);
     CHECK_TEXT(host.n_calls == calls, "the loop calls no allocator");
     return digest;
@@ -634,12 +680,12 @@ static void misuse_handles(void) {
     folollm_token tokens[4] = {1, 2, 3, 4}, room[4];
     const float *logits = NULL;
     folollm_sampled out;
-    folollm_seq closed, foreign = 3 * 4096, made = 77;
-    size_t n = 4;
+    folollm_seq closed, foreign = 3 * FL_SEQS_MAX, made = 77;
+    size_t n = 4, n_bytes = 5;
     CHECK(folollm_seq_open(engine, NULL, &closed, &error) == FOLOLLM_OK);
     CHECK(folollm_seq_close(engine, closed, &error) == FOLOLLM_OK);
-    folollm_seq bad[] = {0, 1, 5, 4095, 4096 + 9, closed, UINT32_MAX, 0x80000000u, 0xDEADBEEFu, foreign + 4000,
-                         closed + 4096, closed ^ 1};
+    folollm_seq bad[] = {0, 1, 5, FL_SEQS_MAX - 1, FL_SEQS_MAX + 9, FL_SEQS_MAX + 8 + 64, closed, UINT32_MAX,
+                         0x80000000u, 0xDEADBEEFu, foreign + FL_SEQS_MAX - 96, closed + FL_SEQS_MAX, closed ^ 1};
     for (size_t i = 0; i < FL_COUNT(bad); i++) {
         folollm_seq pair[] = {bad[i], bad[i]};
         FAILS(FOLOLLM_E_SEQUENCE, folollm_seq_close(engine, bad[i], &error));
@@ -650,8 +696,186 @@ static void misuse_handles(void) {
         FAILS(FOLOLLM_E_SEQUENCE, folollm_decode_step(engine, pair, tokens, 2, &error));
         FAILS(FOLOLLM_E_SEQUENCE, folollm_logits(engine, bad[i], &logits, &error));
         FAILS(FOLOLLM_E_SEQUENCE, folollm_sample(engine, bad[i], &out, NULL, 0, &error));
+        FAILS(FOLOLLM_E_SEQUENCE, folollm_seq_save(engine, bad[i], room, &n_bytes, &error));
+        FAILS(FOLOLLM_E_SEQUENCE, folollm_cancel(engine, bad[i], &error));
     }
-    CHECK(made == 77 && n == 4 && logits == NULL);
+    CHECK(made == 77 && n == 4 && n_bytes == 5 && logits == NULL);
+}
+
+static void misuse_snapshots(void) {
+    static const uint8_t none[200] = {0};
+    folollm_token tokens[] = {1, 2, 3};
+    static uint8_t bytes[1 << 14], canary[1 << 14];
+    folollm_seq seq = 0, out = 77;
+    size_t n = 0, room;
+    CHECK(folollm_seq_open(engine, NULL, &seq, &error) == FOLOLLM_OK);
+    CHECK(folollm_prefill(engine, seq, tokens, 3, NULL, &error) == FOLOLLM_OK);
+    FAILS(FOLOLLM_E_ARGUMENT, folollm_seq_save(NULL, seq, NULL, &n, &error));
+    FAILS(FOLOLLM_E_ARGUMENT, folollm_seq_save(engine, seq, NULL, NULL, &error));
+    FAILS(FOLOLLM_E_ARGUMENT, folollm_seq_save(engine, seq, bytes, NULL, &error));
+    n = 9;
+    FAILS(FOLOLLM_E_ARGUMENT, folollm_seq_save(engine, seq, NULL, &n, &error));
+    CHECK(n == 9);
+    memset(bytes, 0x5A, sizeof bytes);
+    FAILS(FOLOLLM_E_BUFFER, folollm_seq_save(engine, seq, bytes, &n, &error));
+    room = n - 1;
+    FAILS(FOLOLLM_E_BUFFER, folollm_seq_save(engine, seq, bytes, &room, &error));
+    CHECK(n > 9 && n < sizeof bytes && room == n && all_bytes(bytes, sizeof bytes, 0x5A));
+    room = 0;
+    CHECK(folollm_seq_save(engine, seq, NULL, &room, &error) == FOLOLLM_OK && room == n);
+    room = sizeof bytes;
+    CHECK(folollm_seq_save(engine, seq, bytes, &room, &error) == FOLOLLM_OK && room == n);
+    CHECK(all_bytes(bytes + n, sizeof bytes - n, 0x5A));
+    memcpy(canary, bytes, sizeof bytes);
+    FAILS(FOLOLLM_E_ARGUMENT, folollm_seq_restore(NULL, bytes, n, &out, &error));
+    FAILS(FOLOLLM_E_ARGUMENT, folollm_seq_restore(engine, NULL, n, &out, &error));
+    FAILS(FOLOLLM_E_ARGUMENT, folollm_seq_restore(engine, NULL, 0, &out, &error));
+    FAILS(FOLOLLM_E_ARGUMENT, folollm_seq_restore(engine, bytes, n, NULL, &error));
+    FAILS(FOLOLLM_E_FORMAT, folollm_seq_restore(engine, bytes, 0, &out, &error));
+    FAILS(FOLOLLM_E_FORMAT, folollm_seq_restore(engine, bytes, n - 1, &out, &error));
+    FAILS(FOLOLLM_E_FORMAT, folollm_seq_restore(engine, bytes, n + 1, &out, &error));
+    FAILS(FOLOLLM_E_FORMAT, folollm_seq_restore(engine, none, sizeof none, &out, &error));
+    CHECK(out == 77 && memcmp(bytes, canary, sizeof bytes) == 0);
+    CHECK(folollm_seq_close(engine, seq, &error) == FOLOLLM_OK);
+    CHECK(folollm_seq_restore(engine, bytes, n, &seq, &error) == FOLOLLM_OK);
+    CHECK(folollm_seq_close(engine, seq, &error) == FOLOLLM_OK);
+}
+
+/* Submissions that contradict the header, each in one field. */
+static void misuse_submit(void) {
+    static const folollm_token prompt[97] = {1, 2, 3}, low[] = {1, -1}, high[] = {80, 1};
+    static const folollm_text broken[] = {{"\xFF", 1}};
+    const folollm_sampling hot = {.temperature = 101}, not_text = {.stops = broken, .n_stops = 1};
+    const folollm_submission good = {.prompt = prompt, .n_prompt = 3};
+    const struct {
+        folollm_status status;
+        folollm_submission s;
+    } bad[] = {
+        {FOLOLLM_E_ARGUMENT, {.struct_size = 1, .prompt = prompt, .n_prompt = 3}},
+        {FOLOLLM_E_ARGUMENT, {.struct_size = sizeof good + 8, .prompt = prompt, .n_prompt = 3}},
+        {FOLOLLM_E_ARGUMENT, {.n_prompt = 3}},
+        {FOLOLLM_E_ARGUMENT, {.prompt = prompt}},
+        {FOLOLLM_E_ARGUMENT, {.prompt = low, .n_prompt = 2}},
+        {FOLOLLM_E_ARGUMENT, {.prompt = high, .n_prompt = 2}},
+        {FOLOLLM_E_ARGUMENT, {.prompt = prompt, .n_prompt = 3, .sampling = &hot}},
+        {FOLOLLM_E_ENCODING, {.prompt = prompt, .n_prompt = 3, .sampling = &not_text}},
+        {FOLOLLM_E_ARGUMENT, {.prompt = prompt, .n_prompt = 3, .weight = 1001}},
+        {FOLOLLM_E_ARGUMENT, {.prompt = prompt, .n_prompt = 3, .weight = UINT32_MAX}},
+        {FOLOLLM_E_ARGUMENT, {.prompt = prompt, .n_prompt = 3, .n_answers = 65}},
+        {FOLOLLM_E_ARGUMENT, {.prompt = prompt, .n_prompt = 3, .n_answers = UINT32_MAX}},
+        {FOLOLLM_E_ARGUMENT, {.prompt = prompt, .n_prompt = 3, .deadline = 1}}, /* there is no clock */
+        {FOLOLLM_E_CONTEXT, {.prompt = prompt, .n_prompt = 97}},
+        {FOLOLLM_E_CONTEXT, {.prompt = prompt, .n_prompt = SIZE_MAX}},
+    };
+    folollm_seq out[66], canary[66];
+    memset(out, 0x5A, sizeof out);
+    memcpy(canary, out, sizeof out);
+    for (size_t i = 0; i < FL_COUNT(bad); i++) {
+        FAILS(bad[i].status, folollm_submit(engine, &bad[i].s, out, &error));
+    }
+    FAILS(FOLOLLM_E_ARGUMENT, folollm_submit(NULL, &good, out, &error));
+    FAILS(FOLOLLM_E_ARGUMENT, folollm_submit(engine, NULL, out, &error));
+    FAILS(FOLOLLM_E_ARGUMENT, folollm_submit(engine, &good, NULL, &error));
+    CHECK(memcmp(out, canary, sizeof out) == 0);
+    folollm_submission most = good, one = good;
+    most.n_answers = 63;
+    one.n_answers = 2;
+    CHECK(folollm_submit(engine, &most, out, &error) == FOLOLLM_OK);
+    memcpy(canary, out, sizeof out);
+    FAILS(FOLOLLM_E_POOL, folollm_submit(engine, &one, out, &error)); /* one is free */
+    CHECK(memcmp(out, canary, sizeof out) == 0);
+    one.n_answers = 1;
+    CHECK(folollm_submit(engine, &one, out + 63, &error) == FOLOLLM_OK);
+    FAILS(FOLOLLM_E_POOL, folollm_submit(engine, &one, out + 64, &error));
+    for (size_t i = 0; i < 64; i++) {
+        CHECK(folollm_cancel(engine, out[i], &error) == FOLOLLM_OK);
+    }
+    folollm_event events[64];
+    size_t n = 64;
+    CHECK(folollm_step(engine, NULL, events, &n, &error) == FOLOLLM_OK && n == 64);
+    for (size_t i = 0; i < 64; i++) {
+        CHECK(events[i].finish == FOLOLLM_FINISH_CANCELLED && events[i].status == FOLOLLM_E_CANCELLED);
+        CHECK(events[i].token == -1 && events[i].n_bytes == 0);
+        FAILS(FOLOLLM_E_SEQUENCE, folollm_cancel(engine, out[i], &error)); /* it is over */
+    }
+}
+
+static void misuse_step(void) {
+    static const folollm_token prompt[] = {1, 2, 3};
+    const folollm_sampling endless = {.ignore_eos = 1};
+    const folollm_submission submission = {.prompt = prompt, .n_prompt = 3, .sampling = &endless};
+    const folollm_budget nothing = {0, 0}, timed = {0, 10}, both = {5, 10};
+    folollm_event events[2], canary[2];
+    folollm_token tokens[8];
+    folollm_sampled sampled;
+    const float *logits = NULL;
+    folollm_seq seq = 0, out = 77;
+    size_t n = 2, n_bytes = 3, n_tokens = 8;
+    memset(events, 0x5A, sizeof events);
+    memcpy(canary, events, sizeof events);
+    FAILS(FOLOLLM_E_ARGUMENT, folollm_step(NULL, NULL, events, &n, &error));
+    FAILS(FOLOLLM_E_ARGUMENT, folollm_step(engine, NULL, NULL, &n, &error));
+    FAILS(FOLOLLM_E_ARGUMENT, folollm_step(engine, NULL, events, NULL, &error));
+    FAILS(FOLOLLM_E_ARGUMENT, folollm_step(engine, &nothing, events, &n, &error));
+    FAILS(FOLOLLM_E_ARGUMENT, folollm_step(engine, &timed, events, &n, &error)); /* there is no clock */
+    FAILS(FOLOLLM_E_ARGUMENT, folollm_step(engine, &both, events, &n, &error));
+    CHECK(n == 2);
+    n = 0;
+    FAILS(FOLOLLM_E_ARGUMENT, folollm_step(engine, NULL, events, &n, &error));
+    CHECK(n == 0 && memcmp(events, canary, sizeof events) == 0);
+    n = 2;
+    CHECK(folollm_step(engine, NULL, events, &n, &error) == FOLOLLM_OK && n == 0); /* nothing to do */
+    FAILS(FOLOLLM_E_ARGUMENT, folollm_cancel(NULL, 0, &error));
+    CHECK(folollm_submit(engine, &submission, &seq, &error) == FOLOLLM_OK);
+    FAILS(FOLOLLM_E_STATE, folollm_seq_close(engine, seq, &error));
+    FAILS(FOLOLLM_E_STATE, folollm_seq_fork(engine, seq, NULL, &out, &error));
+    FAILS(FOLOLLM_E_STATE, folollm_seq_truncate(engine, seq, 0, &error));
+    FAILS(FOLOLLM_E_STATE, folollm_seq_save(engine, seq, NULL, &n_bytes, &error));
+    FAILS(FOLOLLM_E_STATE, folollm_prefill(engine, seq, prompt, 1, NULL, &error));
+    FAILS(FOLOLLM_E_STATE, folollm_decode_step(engine, &seq, prompt, 1, &error));
+    FAILS(FOLOLLM_E_STATE, folollm_logits(engine, seq, &logits, &error));
+    FAILS(FOLOLLM_E_STATE, folollm_sample(engine, seq, &sampled, NULL, 0, &error));
+    CHECK(out == 77 && n_bytes == 3 && logits == NULL);
+    n = 2;
+    CHECK(folollm_step(engine, NULL, events, &n, &error) == FOLOLLM_OK && n == 1 && events[0].seq == seq);
+    CHECK(folollm_seq_tokens(engine, seq, tokens, &n_tokens, &error) == FOLOLLM_OK && n_tokens == 3);
+    CHECK(memcmp(tokens, prompt, sizeof prompt) == 0);
+    CHECK(folollm_cancel(engine, seq, &error) == FOLOLLM_OK && folollm_cancel(engine, seq, &error) == FOLOLLM_OK);
+    n = 2;
+    CHECK(folollm_step(engine, NULL, events, &n, &error) == FOLOLLM_OK && n == 1);
+    CHECK(events[0].seq == seq && events[0].finish == FOLOLLM_FINISH_CANCELLED && events[0].token == -1);
+    FAILS(FOLOLLM_E_SEQUENCE, folollm_cancel(engine, seq, &error));
+    FAILS(FOLOLLM_E_SEQUENCE, folollm_seq_tokens(engine, seq, tokens, &n_tokens, &error));
+    n = 2;
+    CHECK(folollm_step(engine, NULL, events, &n, &error) == FOLOLLM_OK && n == 0);
+}
+
+/* Sequences of the host's own loop hold the pages: no request can move, until they give some back. */
+static void misuse_pool(void) {
+    static const folollm_token prompt[2 * FL_PAGE_TOKENS + 1] = {1, 2, 3};
+    const folollm_sampling endless = {.ignore_eos = 1};
+    folollm_submission s = {.prompt = prompt, .n_prompt = FL_COUNT(prompt), .sampling = &endless};
+    folollm_options o = {.n_threads = 1, .pool_tokens = 2 * FL_PAGE_TOKENS};
+    folollm_event event, canary;
+    folollm_seq own = 0, seq = 77;
+    folollm *f = NULL;
+    size_t n = 1;
+    CHECK(folollm_share(engine, &o, &f, &error) == FOLOLLM_OK);
+    FAILS(FOLOLLM_E_POOL, folollm_submit(f, &s, &seq, &error)); /* more than there are */
+    CHECK(seq == 77);
+    s.n_prompt--;
+    CHECK(folollm_seq_open(f, NULL, &own, &error) == FOLOLLM_OK);
+    CHECK(folollm_prefill(f, own, prompt, 1, NULL, &error) == FOLOLLM_OK);
+    CHECK(folollm_submit(f, &s, &seq, &error) == FOLOLLM_OK);
+    memset(&event, 0x5A, sizeof event);
+    memcpy(&canary, &event, sizeof event);
+    FAILS(FOLOLLM_E_POOL, folollm_step(f, NULL, &event, &n, &error));
+    FAILS(FOLOLLM_E_POOL, folollm_step(f, NULL, &event, &n, &error));
+    CHECK(n == 1 && memcmp(&canary, &event, sizeof event) == 0);
+    CHECK(folollm_seq_close(f, own, &error) == FOLOLLM_OK);
+    CHECK(folollm_step(f, NULL, &event, &n, &error) == FOLOLLM_OK && n == 1 && event.seq == seq);
+    CHECK(event.finish == FOLOLLM_FINISH_LENGTH && event.token >= 0); /* the whole pool is full */
+    folollm_free(f);
 }
 
 static void misuse_loop(void) {
@@ -726,13 +950,19 @@ static void misuse_partial(test_host *h) {
     char out[8];
     folollm_span spans[8];
     folollm_seq seq;
+    folollm_event event;
     folollm *f = NULL;
     size_t n = 8, n_spans = 8;
     CHECK(folollm_load("mem", &o, &f, &error) == FOLOLLM_OK);
     FAILS(FOLOLLM_E_STATE, folollm_seq_open(f, NULL, &seq, &error));
-    FAILS(FOLOLLM_E_STATE, folollm_seq_close(f, 4096, &error));
-    FAILS(FOLOLLM_E_STATE, folollm_prefill(f, 4096, &token, 1, NULL, &error));
-    FAILS(FOLOLLM_E_STATE, folollm_decode_step(f, &(folollm_seq){4096}, &token, 1, &error));
+    FAILS(FOLOLLM_E_STATE, folollm_seq_close(f, FL_SEQS_MAX, &error));
+    FAILS(FOLOLLM_E_STATE, folollm_prefill(f, FL_SEQS_MAX, &token, 1, NULL, &error));
+    FAILS(FOLOLLM_E_STATE, folollm_decode_step(f, &(folollm_seq){FL_SEQS_MAX}, &token, 1, &error));
+    FAILS(FOLOLLM_E_STATE, folollm_seq_save(f, FL_SEQS_MAX, NULL, &n, &error));
+    FAILS(FOLOLLM_E_STATE, folollm_seq_restore(f, out, sizeof out, &seq, &error));
+    FAILS(FOLOLLM_E_STATE, folollm_submit(f, &(folollm_submission){.prompt = &token, .n_prompt = 1}, &seq, &error));
+    FAILS(FOLOLLM_E_STATE, folollm_step(f, NULL, &event, &n, &error));
+    FAILS(FOLOLLM_E_STATE, folollm_cancel(f, FL_SEQS_MAX, &error));
     CHECK(folollm_tokenize(f, "hello", 5, NULL, 0, 0, tokens, &n, &error) == FOLOLLM_OK);
     folollm_free(f);
     f = NULL;
@@ -766,6 +996,10 @@ static void test_misuse(void) {
     misuse_sampling();
     misuse_handles();
     misuse_loop();
+    misuse_snapshots();
+    misuse_submit();
+    misuse_step();
+    misuse_pool();
     misuse_partial(&h);
     folollm_stats stats;
     folollm_get_stats(engine, &stats);

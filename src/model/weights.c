@@ -191,7 +191,15 @@ FL_LOCAL folollm_status fl_weights_load(fl_memory *m, fl_weights *w, folollm_err
     return FOLOLLM_OK;
 }
 
-/* Sixteen pieces of a matrix, from its start to its end. */
+static uint64_t fl_vector_fingerprint(const float *v, size_t n, uint64_t h) {
+    h = fl_mix(h ^ (v != NULL ? n : 0));
+    for (size_t i = 0; v != NULL && i < n; i++) {
+        h = fl_mix(h ^ fl_bits_of_float(v[i]));
+    }
+    return h;
+}
+
+/* Sixteen pieces of a matrix, from its start to its end, and its biases. */
 static uint64_t fl_matrix_fingerprint(const fl_matrix *m, uint64_t h) {
     for (uint32_t i = 0; i < m->n_parts; i++) {
         const fl_part *part = &m->parts[i];
@@ -201,16 +209,26 @@ static uint64_t fl_matrix_fingerprint(const fl_matrix *m, uint64_t h) {
             size_t word = k * (n_words - 1) / 15;
             h = fl_mix(h ^ fl_load_u64((const uint8_t *)part->data + word * sizeof(uint64_t)));
         }
+        h = fl_vector_fingerprint(part->bias, part->n_rows, h);
     }
     return h;
 }
 
+static uint64_t fl_layer_fingerprint(const fl_layer *l, size_t dim, uint64_t h) {
+    const fl_attention *a = &l->attention;
+    h = fl_mix(h ^ fl_mix(a->n_heads) ^ fl_mix((uint64_t)a->window << 32 | fl_bits_of_float(a->norm_epsilon)));
+    h = fl_vector_fingerprint(l->mlp_norm, dim, fl_vector_fingerprint(l->attention_norm, dim, h));
+    h = fl_vector_fingerprint(a->k_norm, a->head_dim, fl_vector_fingerprint(a->q_norm, a->head_dim, h));
+    h = fl_matrix_fingerprint(&l->o, fl_matrix_fingerprint(&l->qkv, h));
+    return fl_matrix_fingerprint(&l->down, fl_matrix_fingerprint(&l->gate_up, h));
+}
+
 FL_LOCAL uint64_t fl_weights_fingerprint(const fl_weights *w) {
-    uint64_t h = fl_matrix_fingerprint(&w->head, fl_matrix_fingerprint(&w->embedding, w->config.n_heads));
+    uint64_t h = fl_mix(fl_bits_of_float(w->config.norm_epsilon));
+    h = fl_matrix_fingerprint(&w->head, fl_matrix_fingerprint(&w->embedding, h));
+    h = fl_vector_fingerprint(w->final_norm, w->config.dim, h);
     for (uint32_t i = 0; i < w->config.n_layers; i++) {
-        const fl_layer *l = &w->layers[i];
-        h = fl_matrix_fingerprint(&l->o, fl_matrix_fingerprint(&l->qkv, h));
-        h = fl_matrix_fingerprint(&l->down, fl_matrix_fingerprint(&l->gate_up, h));
+        h = fl_layer_fingerprint(&w->layers[i], w->config.dim, h);
     }
     return h;
 }

@@ -35,7 +35,8 @@ FL_LOCAL folollm_status fl_weights_open(fl_memory *m, fl_weights *w, const char 
 /* After open: allocate, read or map. */
 FL_LOCAL folollm_status fl_weights_load(fl_memory *m, fl_weights *w, folollm_error *error);
 
-/* A number that tells models apart: shapes and types of all matrices, and a sample of their values. */
+/* A number that tells models apart: shapes and types of all matrices and a sample of their values; all values of norms
+ * and biases; windows and the norms' epsilon. RoPE is not in it. */
 FL_LOCAL uint64_t fl_weights_fingerprint(const fl_weights *w);
 FL_LOCAL void fl_weights_close(fl_memory *m, fl_weights *w);
 
