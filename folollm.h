@@ -137,7 +137,9 @@ typedef struct folollm_host {
 typedef enum folollm_kv_type {
     FOLOLLM_KV_F16 = 0, /* default */
     FOLOLLM_KV_F32 = 1,
-    FOLOLLM_KV_BF16 = 2
+    FOLOLLM_KV_BF16 = 2,
+    FOLOLLM_KV_Q8 = 3, /* 8 bits, and a scale per token and head: about half the bytes of f16 */
+    FOLOLLM_KV_Q4 = 4  /* 4 bits, the same: about a quarter. Costs quality: README says how much */
 } folollm_kv_type;
 
 typedef enum folollm_isa { /* which kernels compute; all of them give the same bits */
@@ -175,7 +177,7 @@ typedef struct folollm_memory {
     uint64_t mapped;
     uint64_t weights;   /* converted, copied or misaligned tensors, and the tensor table */
     uint64_t tokenizer;
-    uint64_t kv_cache;  /* 2 x layers x kv_heads x head_dim x pool tokens x bytes per value */
+    uint64_t kv_cache;  /* 2 x layers x kv_heads x pool tokens x bytes per head and token */
     uint64_t scratch;   /* activations of one forward pass, per-thread tiles */
     uint64_t sequences; /* page tables, logits rows, samplers, text buffers */
     uint64_t allocated; /* weights + tokenizer + kv_cache + scratch + sequences */
@@ -440,7 +442,7 @@ typedef struct folollm_submission {
     uint64_t deadline;    /* on host.clock: the answer ends there. Of equal priority the earlier is served first; 0:
                              none, served last */
     uint32_t flow;        /* who asks. Of equal priority and deadline, flows share the steps by their weights */
-    uint32_t weight;      /* of the flow while this request lives; 0: 1. At most 1000 */
+    uint32_t weight;      /* of the flow, from now on; 0: 1. At most 1000 */
     uint64_t cache_space; /* only prompts of the same space share cached pages: one per user hides what others asked */
     int no_prefix_cache;  /* 1: compute this prompt whole, and leave nothing of it to others */
     uint64_t tag;         /* handed back in every event */
@@ -477,7 +479,7 @@ typedef struct folollm_event {
     int stop_index;         /* which stop string, or -1 */
     folollm_logprob chosen; /* of the token */
     const char *text;       /* what this adds to the answer, as sample gives it. Owned by the engine, valid until the
-                               next step or submit */
+                               next step, submit, prefill or decode_step */
     size_t n_bytes;
     folollm_metrics metrics;
 } folollm_event;
@@ -485,13 +487,15 @@ typedef struct folollm_event {
 /* One bounded step over all requests: choose rows (answers that are being written first, a token each; then prompts,
  * in pieces), run them in one forward pass, sample. budget: NULL for one whole step of at most the chunk's rows.
  * events: room for *n_events, at least 1; *n_events becomes how many were written. What finds no room is handed out by
- * the next calls, and its sequence waits so long. Zero events with FOLOLLM_OK: the budget ended in the middle, or
- * nothing is there to do (folollm_get_stats: requests_waiting and requests_running).
+ * the next calls, and its sequence waits so long. With a budget in time alone it goes on to further steps until there
+ * are events; zero events with FOLOLLM_OK then mean that the time is used up, or that nothing is there to do
+ * (folollm_get_stats: requests_waiting and requests_running). In other cases they may also mean that only a piece of a
+ * prompt was computed.
  * FOLOLLM_E_POOL: nothing can move, because sequences of the host's own loop hold the pages. */
 FOLOLLM_API folollm_status folollm_step(folollm *engine, const folollm_budget *budget, folollm_event *events,
                                         size_t *n_events, folollm_error *error);
 
-/* From any thread, at any time: one atomic exchange. A request ends at its last token, with an event, by the next step;
+/* From any thread, at any time, without a lock. A request ends at its last token, with an event, by the next step;
  * a step that runs returns after the operation at hand. For a sequence of the host's loop, the prefill or decode_step
  * that runs (or else the next one) is undone and says FOLOLLM_E_CANCELLED. FOLOLLM_E_SEQUENCE if it is closed. */
 FOLOLLM_API folollm_status folollm_cancel(folollm *engine, folollm_seq seq, folollm_error *error);

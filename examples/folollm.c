@@ -8,6 +8,7 @@
  * Top to bottom: errors and output, options, the engine, text and tokens, then one section per subcommand. */
 #define _POSIX_C_SOURCE 200809L
 #include "folollm.h"
+#include "jsonl.h"
 
 #include <errno.h>
 #include <float.h>
@@ -24,8 +25,10 @@
 
 #ifdef __GNUC__
 #define ENDS_LIKE_PRINTF(text, first) __attribute__((noreturn, format(printf, text, first)))
+#define LIKE_PRINTF(text, first) __attribute__((format(printf, text, first)))
 #else
 #define ENDS_LIKE_PRINTF(text, first)
+#define LIKE_PRINTF(text, first)
 #endif
 
 #define LENGTH(array) (sizeof(array) / sizeof((array)[0]))
@@ -91,11 +94,17 @@ static void end_line_on_terminal(void)
     }
 }
 
-static double seconds(void)
+static uint64_t microseconds(void *user)
 {
     struct timespec now;
+    (void)user;
     clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+}
+
+static double seconds(void)
+{
+    return (double)microseconds(NULL) * 1e-6;
 }
 
 typedef struct bar { /* a progress bar; zeroed it has not begun */
@@ -128,10 +137,10 @@ static void erase_bar(const bar *b)
 /* ---- Options ------------------------------------------------------------------------------------- */
 
 enum { /* subcommands, as bits */
-    GENERATE = 1, CHAT = 2, TOKENIZE = 4, LOGITS = 8, BENCH = 16, PERPLEXITY = 32, INFO = 64,
+    GENERATE = 1, CHAT = 2, TOKENIZE = 4, LOGITS = 8, BENCH = 16, PERPLEXITY = 32, INFO = 64, BATCH = 128,
     READERS = GENERATE | TOKENIZE | PERPLEXITY,
-    SAMPLING = GENERATE | CHAT,
-    ALL = 127
+    SAMPLING = GENERATE | CHAT | BATCH,
+    ALL = 255
 };
 
 typedef struct counts {
@@ -186,8 +195,13 @@ static const option options[] = {
     {"-m", "PATH", ALL, KIND_TEXT, AT(model), 0, 0, "the checkpoint's directory"},
     {"-p", "TEXT", GENERATE | TOKENIZE, KIND_TEXT, AT(text), 0, 0, "the text; special tokens are recognised"},
     {"-f", "FILE", READERS, KIND_TEXT, AT(file), 0, 0, "the text, byte for byte; - for stdin"},
+    {"-f", "FILE", BATCH, KIND_TEXT, AT(file), 0, 0, "the requests, one JSON object per line; - for stdin"},
     {"-n", "N", GENERATE, KIND_COUNT, AT(n), 0, MOST, "most tokens; 0: until the context is full (128)"},
     {"-n", "N", CHAT, KIND_COUNT, AT(n), 0, MOST, "most tokens in one answer; 0: until the context is full (0)"},
+    {"-n", "N", BATCH, KIND_COUNT, AT(n), 0, MOST, "max_tokens of lines without; 0: until the context is full (128)"},
+    {"--max-seqs", "N", BATCH, KIND_COUNT, AT(engine.max_running), 1, 4096, "most answers written at once (16)"},
+    {"--pool", "N", BATCH, KIND_COUNT, AT(engine.pool_tokens), 1, MOST, "tokens of KV cache for all (context x these)"},
+    {"--no-prefix-cache", NULL, BATCH, KIND_FLAG, AT(engine.no_prefix_cache), 0, 0, "compute every prompt whole"},
     {"--system", "TEXT", CHAT, KIND_TEXT, AT(system), 0, 0, "the system message"},
     {"--no-think", NULL, CHAT, KIND_FLAG, AT(no_think), 0, 0, "answer at once, without a think block"},
     {"--temp", "X", SAMPLING, KIND_REAL, AT(temperature), 0, 100, "temperature; 0: greedy (the checkpoint's)"},
@@ -197,7 +211,7 @@ static const option options[] = {
     {"--repeat-penalty", "R", SAMPLING, KIND_REAL, AT(repeat_penalty), 0, 100, "1: off (the checkpoint's)"},
     {"--seed", "S", SAMPLING, KIND_SEED, AT(seed), 0, 0, "same seed, same text (0)"},
     {"--stop", "TEXT", SAMPLING, KIND_STOP, AT(stops), 0, 0, "end before TEXT; up to 16 times"},
-    {"--ignore-eos", NULL, GENERATE, KIND_FLAG, AT(ignore_eos), 0, 0, "go on after the end of text"},
+    {"--ignore-eos", NULL, GENERATE | BATCH, KIND_FLAG, AT(ignore_eos), 0, 0, "go on after the end of text"},
     {"--ids", NULL, GENERATE, KIND_FLAG, AT(print_ids), 0, 0, "print token ids instead of text"},
     {"--logprobs", "N", GENERATE, KIND_COUNT, AT(logprobs), 0, 1024,
      "per token to stderr: id, raw and processed log probability; also of the N most likely"},
@@ -215,7 +229,7 @@ static const option options[] = {
     {"-t", "N", ALL, KIND_COUNT, AT(engine.n_threads), 1, 4096, "threads (all cores)"},
     {"--device", "NAME", ALL, KIND_DEVICE, 0, 0, 0, "cpu (cpu)"},
     {"--weights", "TYPE", ALL, KIND_WEIGHTS, 0, 0, 0, NULL},
-    {"--kv", "TYPE", ALL, KIND_KV, AT(engine.kv), 0, 0, "keys and values: f16, f32 or bf16 (f16)"},
+    {"--kv", "TYPE", ALL, KIND_KV, AT(engine.kv), 0, 0, "keys and values: f16, f32, bf16, q8 or q4 (f16)"},
     {"--isa", "NAME", ALL, KIND_ISA, AT(engine.isa), 0, 0, "scalar, avx2 or avx512 (the best there is)"},
     {"--context", "N", ALL, KIND_COUNT, AT(engine.context), 1, MOST, "most tokens of a sequence (4096 at most)"},
     {"--chunk", "N", ALL & ~LOGITS, KIND_COUNT, AT(engine.chunk), 1, MOST, "most rows in a forward pass (128)"},
@@ -235,6 +249,7 @@ static void run_tokenize(settings *s);
 static void run_logits(settings *s);
 static void run_bench(settings *s);
 static void run_perplexity(settings *s);
+static void run_batch(settings *s);
 static void run_info(settings *s);
 
 static const command commands[] = {
@@ -242,6 +257,7 @@ static const command commands[] = {
     {"chat", CHAT, run_chat, "-m PATH [--system TEXT]", "talk; Ctrl-C stops an answer, Ctrl-D ends"},
     {"tokenize", TOKENIZE, run_tokenize, "-m PATH (-p TEXT | -f FILE | --decode IDS) [--plain]", "text to ids"},
     {"logits", LOGITS, run_logits, "-m PATH --ids 1,2,3 -o FILE [--chunk N]", "the logits after each token"},
+    {"batch", BATCH, run_batch, "-m PATH -f prompts.jsonl [--max-seqs N]", "answer many prompts together"},
     {"bench", BENCH, run_bench, "-m PATH [-p 512] [-n 128] [-b 1,8,32] [--depth 0,4096] [-r 5] [--json]",
      "measure the speed"},
     {"perplexity", PERPLEXITY, run_perplexity, "-m PATH -f FILE [--context N]", "how well a text is predicted"},
@@ -383,7 +399,7 @@ static int parse_word(unsigned bit, const option *o, const char *text, const cha
     misuse(bit, "%s %s: %s", o->name, text, o->help);
 }
 
-static const char *const kv_names[] = {"f16", "f32", "bf16"};                /* by folollm_kv_type */
+static const char *const kv_names[] = {"f16", "f32", "bf16", "q8", "q4"};    /* by folollm_kv_type */
 static const char *const isa_names[] = {"best", "scalar", "avx2", "avx512"}; /* by folollm_isa */
 
 /* What is asked for rightly but is not there is an error like any other, and no bad usage. */
@@ -407,7 +423,7 @@ static void set_option(settings *s, const option *o, const char *text)
     case KIND_SEED: *(uint64_t *)(void *)field = parse_seed(s->command, o, text); break;
     case KIND_COUNTS: parse_counts(s->command, o, text, (counts *)(void *)field); break;
     case KIND_STOP: add_stop(s->command, text, (stop_list *)(void *)field); break;
-    case KIND_KV: s->engine.kv = (folollm_kv_type)parse_word(s->command, o, text, kv_names, 3); break;
+    case KIND_KV: s->engine.kv = (folollm_kv_type)parse_word(s->command, o, text, kv_names, 5); break;
     case KIND_ISA: s->engine.isa = (folollm_isa)parse_word(s->command, o, text, isa_names, 4); break;
     case KIND_DEVICE: parse_device(s->command, o, text); break;
     case KIND_WEIGHTS: die("--weights %s: the weights are used as they are; nothing here quantises", text);
@@ -451,11 +467,14 @@ static void show_log(void *user, const char *text)
 static folollm *open_engine(settings *s)
 {
     static bar loading = {"loading", 0, 0}; /* static: the engine keeps the address */
-    folollm_host host = {.user = &loading, .progress = show_loading, .log = show_log};
+    folollm_host host = {.user = &loading, .progress = show_loading, .log = show_log, .clock = microseconds};
     folollm *engine;
     folollm_error error;
     s->engine.struct_size = sizeof s->engine;
     s->engine.host = &host;
+    if (!(s->command & (BATCH | INFO))) { /* nothing is submitted: take no memory for it */
+        s->engine.max_requests = s->engine.max_running = 1;
+    }
     loading.begun = seconds();
     folollm_status status = folollm_load(s->model, &s->engine, &engine, &error);
     erase_bar(&loading);
@@ -593,7 +612,7 @@ static void print_id(folollm_token id, int first)
 
 /* ---- generate ------------------------------------------------------------------------------------ */
 
-static volatile sig_atomic_t interrupted; /* Ctrl-C in chat */
+static volatile sig_atomic_t interrupted; /* Ctrl-C in chat and batch */
 
 static void print_logprob(const folollm_logprob *p)
 {
@@ -963,6 +982,435 @@ static void run_logits(settings *s)
     free(logits);
     free(prompt.data);
     folollm_free(engine);
+}
+
+/* ---- batch --------------------------------------------------------------------------------------- */
+
+typedef struct request { /* one line of the input, where its texts lie */
+    const char *key;     /* the one that is being read; NULL: none, or an unknown one */
+    unsigned seen;       /* keys with a value, as bits by their place in request_keys */
+    folollm_text id;     /* its string, or else its number as it is written, or "null" */
+    int id_is_string;
+    folollm_text prompt;
+    ids prompt_ids;
+    stop_list stops;
+    folollm_sampling sampling;
+    int32_t priority;
+    char problem[256];   /* what is wrong with the line, or "" */
+} request;
+
+typedef struct request_key {
+    const char *name;
+    enum { KEY_ID, KEY_PROMPT, KEY_PROMPT_IDS, KEY_STOP, KEY_PRIORITY, KEY_SEED, KEY_COUNT, KEY_REAL } kind;
+    size_t offset; /* of KEY_COUNT and KEY_REAL, in folollm_sampling */
+    double high;
+} request_key;
+
+static const request_key request_keys[] = {
+    {"id", KEY_ID, 0, 0},
+    {"prompt", KEY_PROMPT, 0, 0},
+    {"prompt_ids", KEY_PROMPT_IDS, 0, 0},
+    {"stop", KEY_STOP, 0, 0},
+    {"priority", KEY_PRIORITY, 0, 0},
+    {"seed", KEY_SEED, 0, 0},
+    {"max_tokens", KEY_COUNT, offsetof(folollm_sampling, max_tokens), 0},
+    {"top_k", KEY_COUNT, offsetof(folollm_sampling, top_k), 0},
+    {"temperature", KEY_REAL, offsetof(folollm_sampling, temperature), 100},
+    {"top_p", KEY_REAL, offsetof(folollm_sampling, top_p), 1},
+    {"min_p", KEY_REAL, offsetof(folollm_sampling, min_p), 1},
+};
+
+enum { SEEN_ID = 1, SEEN_PROMPT = 2, SEEN_IDS = 4 }; /* 1 << place */
+
+/* Keep the first thing that is wrong; reading goes on, because the id may still come. */
+LIKE_PRINTF(2, 3)
+static void complain(request *r, const char *format, ...)
+{
+    va_list arguments;
+    if (r->problem[0] == '\0') {
+        va_start(arguments, format);
+        vsnprintf(r->problem, sizeof r->problem, format, arguments);
+        va_end(arguments);
+    }
+}
+
+/* A whole number from -lowest to highest, in two's complement. */
+static uint64_t read_whole(json *j, request *r, uint64_t lowest, uint64_t highest)
+{
+    folollm_text text = json_number(j);
+    int negative = text.n_bytes > 0 && text.text[0] == '-';
+    char *end = (char *)text.text;
+    errno = 0;
+    uint64_t value = j->problem == NULL ? strtoull(text.text + negative, &end, 10) : 0;
+    if (end != text.text + text.n_bytes || errno != 0 || value > (negative ? lowest : highest)) {
+        complain(r, "\"%s\": not a whole number from %s%llu to %llu", r->key, lowest > 0 ? "-" : "",
+                 (unsigned long long)lowest, (unsigned long long)highest);
+        return 0;
+    }
+    return negative ? 0 - value : value;
+}
+
+static float read_real(json *j, request *r, double high)
+{
+    folollm_text text = json_number(j);
+    double value = j->problem == NULL ? strtod(text.text, NULL) : 0;
+    if (value < 0 || value > high) {
+        complain(r, "\"%s\": not a number from 0 to %g", r->key, high);
+        return 0;
+    }
+    return (float)value;
+}
+
+static ids read_ids(json *j, request *r)
+{
+    ids out = {NULL, 0};
+    size_t room = 0;
+    for (int more = json_open(j, '['); more; more = json_more(j, ']')) {
+        if (out.n == room) {
+            room = 2 * room + 64;
+            out.data = resize(out.data, room, sizeof *out.data);
+        }
+        out.data[out.n++] = (folollm_token)read_whole(j, r, 0, INT32_MAX);
+    }
+    return out;
+}
+
+/* One string, or a list of them. */
+static void read_stops(json *j, request *r)
+{
+    int is_list = json_peek(j) != '"';
+    r->stops.n = 0;
+    for (int more = !is_list || json_open(j, '['); more; more = is_list && json_more(j, ']')) {
+        folollm_text text = json_string(j);
+        if (r->stops.n == LENGTH(r->stops.at)) {
+            complain(r, "\"stop\": more than %zu texts", LENGTH(r->stops.at));
+        } else {
+            r->stops.at[r->stops.n++] = text;
+        }
+    }
+}
+
+static void read_id(json *j, request *r)
+{
+    r->id_is_string = json_peek(j) == '"';
+    r->id = r->id_is_string ? json_string(j) : json_number(j);
+    if (j->problem != NULL) {
+        r->id = (folollm_text){"null", 4};
+        r->id_is_string = 0;
+    }
+}
+
+static void read_value(json *j, request *r, const request_key *k)
+{
+    char *field = (char *)&r->sampling + k->offset;
+    switch (k->kind) {
+    case KEY_ID: read_id(j, r); break;
+    case KEY_PROMPT: r->prompt = json_string(j); break;
+    case KEY_PROMPT_IDS: r->prompt_ids = read_ids(j, r); break;
+    case KEY_STOP: read_stops(j, r); break;
+    case KEY_PRIORITY: r->priority = (int32_t)(int64_t)read_whole(j, r, INT32_MAX, INT32_MAX); break;
+    case KEY_SEED: r->sampling.seed = read_whole(j, r, 0, UINT64_MAX); break;
+    case KEY_COUNT: *(uint32_t *)(void *)field = (uint32_t)read_whole(j, r, 0, UINT32_MAX); break;
+    case KEY_REAL: *(float *)(void *)field = read_real(j, r, k->high); break;
+    }
+}
+
+/* What a value begins with tells its type; NULL if it is that of the key, else what should stand there. */
+static const char *wrong_type(json *j, const request_key *k)
+{
+    char c = json_peek(j);
+    int is_string = c == '"', is_list = c == '[', is_number = c == '-' || (c >= '0' && c <= '9');
+    switch (k->kind) {
+    case KEY_ID: return is_string || is_number ? NULL : "a string or a number expected";
+    case KEY_PROMPT: return is_string ? NULL : "a string expected";
+    case KEY_PROMPT_IDS: return is_list ? NULL : "a list of numbers expected";
+    case KEY_STOP: return is_string || is_list ? NULL : "a string or a list of strings expected";
+    default: return is_number ? NULL : "a number expected";
+    }
+}
+
+static const request_key *find_key(folollm_text name)
+{
+    for (size_t i = 0; i < LENGTH(request_keys); i++) {
+        const request_key *k = &request_keys[i];
+        if (strlen(k->name) == name.n_bytes && memcmp(k->name, name.text, name.n_bytes) == 0) {
+            return k;
+        }
+    }
+    return NULL;
+}
+
+/* One key and its value. null stands for a value that is not given; a key that means nothing here is refused, because
+ * it is more often a slip than something to overlook. */
+static void read_member(json *j, request *r)
+{
+    folollm_text name = json_key(j);
+    const request_key *k = j->problem == NULL ? find_key(name) : NULL;
+    unsigned bit = k != NULL ? 1u << (k - request_keys) : 0;
+    const char *expected = k != NULL ? wrong_type(j, k) : NULL;
+    r->key = k != NULL ? k->name : NULL;
+    if (j->problem != NULL || json_null(j)) {
+        return;
+    } else if (k == NULL) {
+        complain(r, "unknown key \"%.*s\"", name.n_bytes < 64 ? (int)name.n_bytes : 64, name.text);
+    } else if (expected != NULL) {
+        complain(r, "\"%s\": %s", k->name, expected);
+    } else if (r->seen & bit) {
+        complain(r, "\"%s\": given twice", k->name);
+    } else {
+        r->seen |= bit;
+        read_value(j, r, k);
+        return;
+    }
+    json_skip(j);
+}
+
+static request read_request(const folollm_sampling *defaults, const stop_list *stops, char *line, size_t n_bytes)
+{
+    request r = {.id = {"null", 4}, .sampling = *defaults, .stops = *stops};
+    json j = json_begin(line, n_bytes);
+    for (int more = json_open(&j, '{'); more; more = json_more(&j, '}')) {
+        read_member(&j, &r);
+        r.key = j.problem == NULL ? NULL : r.key;
+    }
+    json_end(&j);
+    if (j.problem != NULL) {
+        complain(&r, "%s%s%s%s", r.key != NULL ? "\"" : "", r.key != NULL ? r.key : "", r.key != NULL ? "\": " : "",
+                 j.problem);
+    } else if (!(r.seen & SEEN_ID)) {
+        complain(&r, "\"id\" is missing");
+    } else if (!(r.seen & SEEN_PROMPT) == !(r.seen & SEEN_IDS)) {
+        complain(&r, "one of \"prompt\" and \"prompt_ids\" is needed");
+    }
+    return r;
+}
+
+typedef struct writing { /* an answer on its way */
+    folollm_seq seq; /* 0: this place is free */
+    size_t line;
+    folollm_text id;
+    int id_is_string;
+    bytes text;
+    ids tokens;
+} writing;
+
+typedef struct batch_run {
+    folollm *engine;
+    const settings *s;
+    folollm_sampling defaults;
+    char *at, *end;       /* what is left of the input */
+    size_t line, n_failed;
+    writing *answers;     /* (n_places); an event's tag is a place here */
+    size_t n_places, n_open;
+    uint64_t n_tokens;    /* generated, of all that is finished */
+} batch_run;
+
+static void print_metrics(const folollm_metrics *m)
+{
+    double total = (double)m->last_token_us * 1e-3;
+    printf(", \"metrics\": {\"prompt_tokens\": %u, \"cached_tokens\": %u, \"output_tokens\": %u, \"preemptions\": %u, ",
+           (unsigned)m->prompt_tokens, (unsigned)m->cached_tokens, (unsigned)m->output_tokens,
+           (unsigned)m->preemptions);
+    printf("\"wait_ms\": %.3f, \"first_token_ms\": %.3f, \"total_ms\": %.3f, \"tokens_per_s\": %.3f}}",
+           (double)m->wait_us * 1e-3, (double)m->first_token_us * 1e-3, total,
+           total > 0 ? m->output_tokens / total * 1e3 : 0);
+}
+
+/* One line of the output; problem: NULL, or why there is not more of it. Times count from the submission on, and
+ * tokens_per_s is over all of it. */
+static void print_answer(batch_run *b, const writing *w, folollm_finish finish, const char *problem,
+                         const folollm_metrics *metrics)
+{
+    static const char *const reasons[] = {"", "stop", "stop", "length", "cancelled", "deadline", "error"};
+    fputs("{\"id\": ", stdout);
+    if (w->id_is_string) {
+        json_write_string(stdout, w->id);
+    } else {
+        fwrite(w->id.text, 1, w->id.n_bytes, stdout);
+    }
+    fputs(", \"token_ids\": [", stdout);
+    for (size_t i = 0; i < w->tokens.n; i++) {
+        printf("%s%d", i > 0 ? ", " : "", (int)w->tokens.data[i]);
+    }
+    fputs("], \"text\": ", stdout);
+    json_write_string(stdout, (folollm_text){w->text.data, w->text.n});
+    printf(", \"finish_reason\": \"%s\"", reasons[finish]);
+    if (problem != NULL) {
+        char text[320];
+        int n = snprintf(text, sizeof text, "line %zu: %s", w->line, problem);
+        fputs(", \"error\": ", stdout);
+        json_write_string(stdout, (folollm_text){text, (size_t)n < sizeof text ? (size_t)n : sizeof text - 1});
+        b->n_failed++;
+    }
+    print_metrics(metrics);
+    write_text("\n", 1);
+}
+
+/* Hand a request to the engine. Returns its sequence, or 0 and the problem in r. */
+static folollm_seq submit_request(const batch_run *b, request *r, size_t place)
+{
+    folollm_error error;
+    folollm_seq seq = 0;
+    bytes text = {(char *)r->prompt.text, r->prompt.n_bytes};
+    ids prompt = r->seen & SEEN_IDS ? r->prompt_ids : tokenize_trusted(b->engine, text);
+    r->sampling.stops = r->stops.at;
+    r->sampling.n_stops = r->stops.n;
+    folollm_submission submission = {.prompt = prompt.data, .n_prompt = prompt.n, .sampling = &r->sampling,
+                                     .priority = r->priority, .tag = place};
+    if (prompt.n == 0) {
+        complain(r, "the prompt has no tokens to begin with");
+    } else if (folollm_submit(b->engine, &submission, &seq, &error) != FOLOLLM_OK) {
+        complain(r, "%s", error.text);
+    }
+    if (prompt.data != r->prompt_ids.data) {
+        free(prompt.data);
+    }
+    return seq;
+}
+
+/* The next line of the input, whatever it holds. */
+static void begin_line(batch_run *b)
+{
+    char *line = b->at, *end = memchr(line, '\n', (size_t)(b->end - line));
+    end = end != NULL ? end : b->end;
+    b->at = end < b->end ? end + 1 : end;
+    b->line++;
+    if (line + strspn(line, " \t\r") >= end) {
+        return; /* a blank one */
+    }
+    size_t place = 0;
+    while (b->answers[place].seq != 0) {
+        place++;
+    }
+    request r = read_request(&b->defaults, &b->s->stops, line, (size_t)(end - line));
+    writing w = {.line = b->line, .id = r.id, .id_is_string = r.id_is_string};
+    w.seq = r.problem[0] == '\0' ? submit_request(b, &r, place) : 0;
+    if (w.seq != 0) {
+        b->answers[place] = w;
+        b->n_open++;
+    } else {
+        print_answer(b, &w, FOLOLLM_FINISH_ERROR, r.problem, &(folollm_metrics){0});
+    }
+    free(r.prompt_ids.data);
+}
+
+static void take_event(batch_run *b, const folollm_event *e)
+{
+    writing *w = &b->answers[e->tag];
+    append(&w->text, e->text, e->n_bytes);
+    if (e->token >= 0) {
+        w->tokens.data = resize(w->tokens.data, w->tokens.n + 1, sizeof *w->tokens.data);
+        w->tokens.data[w->tokens.n++] = e->token;
+    }
+    if (e->finish == FOLOLLM_FINISH_NONE) {
+        return;
+    }
+    const char *problem = e->finish == FOLOLLM_FINISH_ERROR ? folollm_status_text(e->status) : NULL;
+    print_answer(b, w, e->finish, problem, &e->metrics);
+    b->n_tokens += w->tokens.n;
+    b->n_open--;
+    free(w->text.data);
+    free(w->tokens.data);
+    memset(w, 0, sizeof *w);
+}
+
+/* Ctrl-C: what is there is printed, with "cancelled"; what was not begun is left out. The next Ctrl-C ends at once. */
+static void stop_batch(batch_run *b)
+{
+    signal(SIGINT, SIG_DFL);
+    b->at = b->end;
+    for (size_t i = 0; i < b->n_places; i++) {
+        if (b->answers[i].seq != 0) {
+            folollm_cancel(b->engine, b->answers[i].seq, NULL);
+        }
+    }
+}
+
+static void answer_all(batch_run *b)
+{
+    folollm_event *events = resize(NULL, b->n_places, sizeof *events);
+    folollm_error error;
+    int stopped = 0;
+    for (;;) {
+        if (interrupted && !stopped) {
+            stop_batch(b);
+            stopped = 1;
+        }
+        while (b->at < b->end && b->n_open < b->n_places) {
+            begin_line(b);
+        }
+        if (b->n_open == 0) {
+            break;
+        }
+        size_t n = b->n_places;
+        check(folollm_step(b->engine, NULL, events, &n, &error), &error);
+        for (size_t i = 0; i < n; i++) {
+            take_event(b, &events[i]);
+        }
+    }
+    free(events);
+}
+
+/* Twice as many requests as run may wait, so that a place never stays empty. Without --pool there is KV cache for a
+ * whole context each; how long that is, the model says, so it is opened with a page first. */
+static folollm *open_for_batch(settings *s)
+{
+    enum { RUNNING = 16, CHUNK = 128, REQUESTS_MIN = 64, REQUESTS_MAX = 4096 };
+    folollm_options wanted = s->engine;
+    folollm_info info;
+    folollm_error error;
+    folollm *first, *engine;
+    wanted.struct_size = sizeof wanted;
+    wanted.max_seqs = 1;
+    wanted.max_running = wanted.max_running != 0 ? wanted.max_running : RUNNING;
+    wanted.max_requests = 3 * wanted.max_running < REQUESTS_MIN ? REQUESTS_MIN : 3 * wanted.max_running;
+    wanted.max_requests = wanted.max_requests < REQUESTS_MAX ? wanted.max_requests : REQUESTS_MAX;
+    if (wanted.chunk == 0 && wanted.max_running > CHUNK) {
+        wanted.chunk = wanted.max_running; /* or else fewer would run */
+    }
+    s->engine.pool_tokens = s->engine.max_seqs = s->engine.max_requests = s->engine.max_running = s->engine.chunk = 1;
+    first = open_engine(s);
+    folollm_get_info(first, &info);
+    if (wanted.pool_tokens == 0) {
+        uint64_t pool = (uint64_t)info.context * wanted.max_running;
+        wanted.pool_tokens = pool < UINT32_MAX / 2 ? (uint32_t)pool : UINT32_MAX / 2;
+    }
+    check(folollm_share(first, &wanted, &engine, &error), &error);
+    folollm_free(first);
+    return engine;
+}
+
+static void run_batch(settings *s)
+{
+    static const char mark[] = "\xef\xbb\xbf"; /* some editors begin a file with it */
+    if (s->file == NULL) {
+        misuse(s->command, "-f FILE is missing");
+    }
+    s->n = s->n != NOT_GIVEN ? s->n : 128;
+    bytes input = read_file(s->file);
+    batch_run b = {.s = s, .at = input.data, .end = input.data + input.n};
+    folollm_info info;
+    input.data[input.n] = '\0';
+    b.at += strncmp(b.at, mark, 3) == 0 ? 3 : 0;
+    b.engine = open_for_batch(s);
+    folollm_get_info(b.engine, &info);
+    b.defaults = choose_sampling(b.engine, s);
+    b.n_places = info.max_requests;
+    b.answers = resize(NULL, b.n_places, sizeof *b.answers);
+    memset(b.answers, 0, b.n_places * sizeof *b.answers);
+    catch_interrupts();
+    double begin = seconds();
+    answer_all(&b);
+    print_speed("batch", b.n_tokens, seconds() - begin);
+    free(b.answers);
+    free(input.data);
+    folollm_free(b.engine);
+    if (interrupted) {
+        die("interrupted");
+    }
+    if (b.n_failed > 0) {
+        die("%zu of %zu lines failed", b.n_failed, b.line);
+    }
 }
 
 /* ---- bench --------------------------------------------------------------------------------------- */

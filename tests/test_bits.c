@@ -8,6 +8,7 @@
 #include "../folollm.c"
 
 #include "check.h"
+#include "invariants.h"
 
 #include <stdlib.h>
 
@@ -154,7 +155,7 @@ static void test_neighbours(folollm_kv_type kv, const float *reference) {
 }
 
 static void test_kv_types(void) {
-    static const folollm_kv_type types[] = {FOLOLLM_KV_F16, FOLOLLM_KV_F32, FOLOLLM_KV_BF16};
+    static const folollm_kv_type types[] = {FOLOLLM_KV_F16, FOLOLLM_KV_F32, FOLOLLM_KV_BF16, FOLOLLM_KV_Q8, FOLOLLM_KV_Q4};
     float *reference = malloc((size_t)LENGTH * vocab * sizeof *reference);
     for (size_t i = 0; i < FL_COUNT(types); i++) {
         folollm_options o = {.n_threads = 1, .kv = types[i], .chunk = 13};
@@ -188,6 +189,7 @@ static void test_forks(void) {
         CHECK(logits_as_expected(f, b, LENGTH));
         CHECK(folollm_seq_close(f, a, NULL) == FOLOLLM_OK && folollm_seq_close(f, b, NULL) == FOLOLLM_OK);
         CHECK(f->pages.n_free == f->pages.n_pages && f->pages.n_shared == 0);
+        CHECK_INVARIANTS(f);
     }
     folollm_free(f);
 }
@@ -205,6 +207,7 @@ static void test_truncation(void) {
         CHECK(logits_as_expected(f, seq, n + 1));
         CHECK(folollm_seq_truncate(f, seq, n, NULL) == FOLOLLM_OK);
         CHECK(f->pages.n_free == f->pages.n_pages - fl_div_up(n, FL_PAGE_TOKENS));
+        CHECK_INVARIANTS(f);
     }
     folollm_free(f);
 }

@@ -132,6 +132,9 @@ def group_headers(work):
                                       for c in C_COMPILERS])
     silent("folollm.h alone is C++11", [[c, "-std=c++11", *PEDANTIC, "-fsyntax-only", "-x", "c++", "folollm.h"]
                                         for c in CXX_COMPILERS])
+    examples = sorted(glob.glob("examples/*.c", root_dir=ROOT))
+    silent("the examples are C99", [[c, "-std=c99", *PEDANTIC, "-O2", "-I.", "-c", "-o", f"{work}/{c}.o", f]
+                                    for c in C_COMPILERS for f in examples])
     files = sorted(glob.glob("src/*/*.[ch]", root_dir=ROOT))
     silent("each file of src/ compiles alone", [["cc", "-std=c99", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function",
                                                  "-Isrc", "-I.", "-DFL_LOCAL=", "-fsyntax-only", "-x", "c", f]

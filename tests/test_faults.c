@@ -502,7 +502,7 @@ static void misuse_loading(test_host *h) {
         {.chunk = UINT32_MAX},
         {.n_threads = 257},
         {.n_threads = UINT32_MAX},
-        {.kv = (folollm_kv_type)3},
+        {.kv = (folollm_kv_type)5},
         {.kv = (folollm_kv_type)-1},
         {.isa = (folollm_isa)4},
         {.isa = (folollm_isa)-1},

@@ -75,6 +75,33 @@ static void check_loop(folollm *llm) {
     CHECK(folollm_seq_close(llm, seq, &error) == FOLOLLM_E_SEQUENCE);
 }
 
+static void check_requests(folollm *llm) {
+    static const folollm_token prompt[] = {1, 2, 3};
+    folollm_submission submission;
+    folollm_event event;
+    folollm_seq seqs[2] = {0, 0}, seq = 0, restored = 0;
+    size_t n_events = 1, n_bytes = 0;
+    char bytes[1];
+    memset(&submission, 0, sizeof submission);
+    submission.prompt = prompt;
+    submission.n_prompt = 3;
+    submission.n_answers = 2;
+    CHECK(folollm_submit(llm, &submission, seqs, &error) == FOLOLLM_OK && seqs[0] != 0 && seqs[1] != seqs[0]);
+    CHECK(folollm_step(llm, NULL, &event, &n_events, &error) == FOLOLLM_OK && n_events == 1);
+    CHECK(event.seq == seqs[0] && event.token >= 0 && event.answer == 0);
+    CHECK(folollm_cancel(llm, seqs[0], &error) == FOLOLLM_OK && folollm_cancel(llm, seqs[1], &error) == FOLOLLM_OK);
+    CHECK(folollm_step(llm, NULL, &event, &n_events, &error) == FOLOLLM_OK && n_events == 1);
+    CHECK(folollm_step(llm, NULL, &event, &n_events, &error) == FOLOLLM_OK && n_events == 1);
+    CHECK(event.finish == FOLOLLM_FINISH_CANCELLED && event.status == FOLOLLM_E_CANCELLED);
+    CHECK(folollm_cancel(llm, seqs[0], &error) == FOLOLLM_E_SEQUENCE);
+    CHECK(folollm_seq_open(llm, NULL, &seq, &error) == FOLOLLM_OK);
+    CHECK(folollm_seq_save(llm, seq, NULL, &n_bytes, &error) == FOLOLLM_OK && n_bytes > 0);
+    n_bytes = 1;
+    CHECK(folollm_seq_save(llm, seq, bytes, &n_bytes, &error) == FOLOLLM_E_BUFFER && n_bytes > 1);
+    CHECK(folollm_seq_restore(llm, bytes, 1, &restored, &error) == FOLOLLM_E_FORMAT && restored == 0);
+    CHECK(folollm_seq_close(llm, seq, &error) == FOLOLLM_OK);
+}
+
 int main(void) {
     folollm *llm = NULL, *second = NULL;
     folollm_options options;
@@ -88,6 +115,7 @@ int main(void) {
         CHECK(strcmp(info.architecture, "qwen3") == 0);
         check_text(llm);
         check_loop(llm);
+        check_requests(llm);
         CHECK(folollm_share(llm, &options, &second, &error) == FOLOLLM_OK);
         folollm_free(llm);
         check_loop(second);

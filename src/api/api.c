@@ -73,7 +73,8 @@ static void fl_info_model(const folollm *f, folollm_info *info) {
     info->max_requests = f->max_requests;
     info->max_running = f->max_running;
     info->kv = f->settings.kv;
-    info->kv_token_bytes = 2 * (uint64_t)c->n_layers * c->n_kv_heads * c->head_dim * fl_kv_value_bytes(f->settings.kv);
+    const fl_kv kv = {.type = f->settings.kv, .head_dim = c->head_dim};
+    info->kv_token_bytes = 2 * (uint64_t)c->n_layers * c->n_kv_heads * fl_kv_row_bytes(&kv);
 }
 
 FOLOLLM_API void folollm_get_info(const folollm *f, folollm_info *info) {
@@ -501,15 +502,7 @@ FOLOLLM_API folollm_status folollm_step(folollm *f, const folollm_budget *budget
     return fl_driver_step(&f->driver, budget, events, n_events, error);
 }
 
-/* From any thread: it reads only what load wrote, the atomic handle, and the atomic wish, which it replaces only if it
- * is still what it was when the handle was right: by now the slot may be another's, with a wish of its own. */
 FOLOLLM_API folollm_status folollm_cancel(folollm *f, folollm_seq seq, folollm_error *error) {
-    fl_sequence *s = NULL;
     FL_TRY(fl_need_weights(f, error));
-    FL_TRY(fl_sequence_find(&f->sequences, seq, &s, error));
-    folollm_seq wish = fl_atomic_load(&s->cancelled);
-    do {
-        FL_TRY(fl_sequence_find(&f->sequences, seq, &s, error));
-    } while (!fl_atomic_swap_if(&s->cancelled, &wish, seq));
-    return FOLOLLM_OK;
+    return fl_sequence_cancel(&f->sequences, seq, error);
 }

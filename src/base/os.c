@@ -270,7 +270,7 @@ FL_LOCAL folollm_status fl_file_slurp(fl_memory *m, const char *directory, const
 /* ---- Processor -- */
 
 FL_LOCAL fl_cpu fl_cpu_features(void) {
-    fl_cpu cpu = {false, false};
+    fl_cpu cpu = {false, false, false};
 #if defined(__x86_64__) || defined(__i386__)
     unsigned a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) {
@@ -285,6 +285,7 @@ FL_LOCAL fl_cpu fl_cpu_features(void) {
     unsigned wide = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
     cpu.avx2 = fma && (b & bit_AVX2) && (low & 0x06) == 0x06;
     cpu.avx512 = cpu.avx2 && (b & wide) == wide && (low & 0xE6) == 0xE6;
+    cpu.vnni = cpu.avx512 && (c & bit_AVX512VNNI) != 0;
 #endif
     return cpu;
 }

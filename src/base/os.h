@@ -59,6 +59,7 @@ FL_INLINE void fl_relax(void) {
 typedef struct fl_cpu {
     bool avx2;   /* AVX2, FMA, F16C, and the system saves the registers */
     bool avx512; /* F, BW, DQ, VL beside all of that */
+    bool vnni;   /* AVX-512 VNNI beside all of that */
 } fl_cpu;
 
 FL_LOCAL fl_cpu fl_cpu_features(void);

@@ -88,6 +88,7 @@ static void fl_driver_end(fl_driver *d, fl_request *r, folollm_finish finish, fo
 static void fl_driver_end_unwanted(fl_driver *d) {
     fl_scheduler *s = &d->scheduler;
     uint64_t now = fl_driver_now(d);
+    fl_atomic_store(&s->sequences->any_cancel, false); /* before looking: what comes later is seen later */
     for (uint32_t i = 0; i < s->n_requests; i++) {
         fl_request *r = &s->requests[i];
         if (!fl_request_is_live(r)) {
@@ -269,48 +270,41 @@ static bool fl_driver_is_in_vain(const fl_driver *d) {
     return true;
 }
 
-static bool fl_driver_sees_cancel(const fl_driver *d) {
-    const fl_scheduler *s = &d->scheduler;
-    for (uint32_t i = 0; i < s->n_requests; i++) {
-        if (fl_request_is_live(&s->requests[i]) && fl_sequence_is_cancelled(s->requests[i].s)) {
-            return true;
-        }
-    }
-    return false;
-}
-
 /* Must the call end before something that last took so long? A call does one thing at least. */
 static bool fl_driver_must_rest(const fl_driver *d, uint64_t would_take) {
-    return d->moved && (fl_driver_sees_cancel(d) ||
+    return d->moved && (fl_atomic_load(&d->scheduler.sequences->any_cancel) ||
                         (d->until != UINT64_MAX && fl_driver_now(d) + would_take > d->until));
 }
 
 /* Do the next piece of the step at hand. */
-static void fl_driver_move(fl_driver *d, uint64_t *took) {
+static void fl_driver_move(fl_driver *d, fl_op op) {
     bool timed = d->until != UINT64_MAX;
-    uint64_t begin = timed ? fl_driver_now(d) : 0;
-    if (d->computed) {
+    uint64_t begin = timed ? fl_driver_now(d) : 0, *took = d->took_us[op];
+    if (op == FL_OP_DONE) {
         d->running = fl_driver_sample(d);
     } else if (fl_executor_advance(d->executor, timed ? d->fine : fl_worker_whole(d->executor->worker))) {
         fl_driver_commit(d);
     }
-    *took = timed ? fl_driver_now(d) - begin : *took;
     d->moved = true;
+    if (timed) {
+        took[1] = took[0];
+        took[0] = fl_driver_now(d) - begin;
+        d->longest_us = op != FL_OP_DONE && took[0] > d->longest_us ? took[0] : d->longest_us;
+    }
 }
 
-/* Run the step at hand until it is over, or the call must end. */
-static void fl_driver_run(fl_driver *d) {
+/* Run the step at hand until it is over (true), or the call must end. What an op will take is the less of the last two
+ * times: one hiccup of the machine shall not end the next calls early. */
+static bool fl_driver_run(fl_driver *d) {
     while (d->running) {
         fl_op op = d->computed ? FL_OP_DONE : d->executor->worker->forward.op;
-        if (fl_driver_must_rest(d, d->last_us[op])) {
+        if (fl_driver_must_rest(d, d->took_us[op][d->took_us[op][1] < d->took_us[op][0]])) {
             d->executor->stats.slices++;
-            return;
+            return false;
         }
-        fl_driver_move(d, &d->last_us[op]);
-        if (op != FL_OP_DONE && d->last_us[op] > d->longest_us) {
-            d->longest_us = d->last_us[op];
-        }
+        fl_driver_move(d, op);
     }
+    return true;
 }
 
 FL_LOCAL void fl_driver_settle(fl_driver *d) {
@@ -352,14 +346,17 @@ FL_LOCAL folollm_status fl_driver_step(fl_driver *d, const folollm_budget *budge
     }
     size_t n = fl_driver_hand_out(d, events, *n_events);
     fl_driver_sweep(d);
-    if (n == 0) { /* else the host first looks at these: their texts are written over when their answers go on */
+    while (n == 0) { /* else the host first looks at these: their texts are written over when their answers go on */
         if (!d->running) {
             FL_TRY(fl_driver_plan(d, budget, error));
         }
-        fl_driver_run(d);
+        bool idle = !d->running, over = fl_driver_run(d);
         fl_driver_end_unwanted(d);
         n = fl_driver_hand_out(d, events, *n_events);
         fl_driver_sweep(d);
+        if (idle || !over || d->until == UINT64_MAX || budget->tokens != 0) {
+            break;
+        }
     }
     *n_events = n;
     return FOLOLLM_OK;

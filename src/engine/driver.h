@@ -25,7 +25,7 @@ typedef struct fl_driver {
     uint64_t until;       /* when the call shall end; UINT64_MAX: whenever */
     uint64_t budget_us;   /* its length */
     bool moved;           /* the call did something */
-    uint64_t last_us[FL_OP_DONE + 1]; /* what each op took when it last ran; FL_OP_DONE: a choice */
+    uint64_t took_us[FL_OP_DONE + 1][2]; /* by each op the last two times; FL_OP_DONE: a choice */
     uint64_t longest_us;  /* op of the forward pass at hand */
     uint32_t prompt_rows; /* of prompts in a step bounded by time: so many that no op is longer than the budget */
 } fl_driver;

@@ -204,18 +204,23 @@ static void fl_preempt(fl_scheduler *s, fl_request *r) {
     s->preempted = true;
 }
 
-/* The last in order that holds pages and no row yet: any that stands behind `than`, or, with only_waiting, any of
- * those that wait. */
-static fl_request *fl_victim(fl_scheduler *s, const fl_request *than, bool only_waiting) {
+/* May `than` take the pages of r? To go on, from any that waits, and from those behind it that run; to be let in, from
+ * those behind it that wait. */
+static bool fl_may_take(const fl_scheduler *s, const fl_request *than, const fl_request *r, bool to_be_let_in) {
+    bool behind = fl_ranks_before(fl_rank_of(s, than), fl_rank_of(s, r));
+    if (r == than || !fl_request_is_live(r) || r->n_rows > 0 || r->s->n_pages == 0) {
+        return false;
+    }
+    return r->state == FL_REQUEST_WAITING ? behind || !to_be_let_in : behind && !to_be_let_in;
+}
+
+/* The last in order of those whose pages may be taken. */
+static fl_request *fl_victim(fl_scheduler *s, const fl_request *than, bool to_be_let_in) {
     fl_request *worst = NULL;
     for (uint32_t i = 0; i < s->n_requests; i++) {
         fl_request *r = &s->requests[i];
-        if (r == than || !fl_request_is_live(r) || r->n_rows > 0 || r->s->n_pages == 0 ||
-            (only_waiting && r->state == FL_REQUEST_RUNNING) ||
-            !fl_ranks_before(fl_rank_of(s, than), fl_rank_of(s, r))) {
-            continue;
-        }
-        if (worst == NULL || fl_ranks_before(fl_rank_of(s, worst), fl_rank_of(s, r))) {
+        if (fl_may_take(s, than, r, to_be_let_in) &&
+            (worst == NULL || fl_ranks_before(fl_rank_of(s, worst), fl_rank_of(s, r)))) {
             worst = r;
         }
     }
@@ -360,9 +365,12 @@ static uint32_t fl_serve(fl_scheduler *s, fl_class class_, uint32_t rows, uint32
 static uint32_t fl_let_in(fl_scheduler *s, uint32_t rows) {
     uint32_t left = rows;
     fl_request *r;
-    while (left > 0 && !s->preempted && s->n_running < s->max_running && (r = fl_pick(s, FL_CLASS_WAITING)) != NULL &&
-           fl_admit(s, r)) {
-        left -= fl_place(s, r, left);
+    while (left > 0 && !s->preempted && s->n_running < s->max_running && (r = fl_pick(s, FL_CLASS_WAITING)) != NULL) {
+        if (fl_admit(s, r)) {
+            left -= fl_place(s, r, left);
+        } else if (s->n_running > 0) {
+            break; /* it is next, as soon as one of these is done; while none runs, a smaller one may go before it */
+        }
     }
     return rows - left;
 }

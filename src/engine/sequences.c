@@ -64,6 +64,19 @@ FL_LOCAL folollm_status fl_sequence_find_own(const fl_sequences *all, folollm_se
     return FOLOLLM_OK;
 }
 
+/* The wish that stands in the slot is replaced only if it is still the one that stood there while the handle was right:
+ * by now the slot may be another's, with a wish of its own. */
+FL_LOCAL folollm_status fl_sequence_cancel(fl_sequences *all, folollm_seq id, folollm_error *error) {
+    fl_sequence *s = NULL;
+    FL_TRY(fl_sequence_find(all, id, &s, error));
+    folollm_seq wish = fl_atomic_load(&s->cancelled);
+    do {
+        FL_TRY(fl_sequence_find(all, id, &s, error));
+    } while (!fl_atomic_swap_if(&s->cancelled, &wish, id));
+    fl_atomic_store(&all->any_cancel, true);
+    return FOLOLLM_OK;
+}
+
 FL_LOCAL void fl_sequence_cut(fl_sequence *s, fl_pages *pages, uint32_t n_tokens) {
     uint32_t kept = (uint32_t)fl_div_up(n_tokens, FL_PAGE_TOKENS);
     while (s->n_pages > kept) {

@@ -27,6 +27,7 @@ typedef struct fl_sequences {
     uint32_t n_slots, n_own; /* slots [n_own, n_slots) are driven */
     uint32_t n_open;         /* of the own ones */
     uint32_t table_pages;
+    bool any_cancel; /* atomic: some slot's `cancelled` was set since this was last false */
     fl_sequence *slots;
 } fl_sequences;
 
@@ -47,6 +48,9 @@ FL_LOCAL folollm_status fl_sequence_find_own(const fl_sequences *all, folollm_se
 FL_INLINE bool fl_sequence_is_cancelled(const fl_sequence *s) {
     return fl_atomic_load(&s->cancelled) == s->handle;
 }
+
+/* See folollm_cancel. From any thread: it reads only what load wrote, and atomics. */
+FL_LOCAL folollm_status fl_sequence_cancel(fl_sequences *all, folollm_seq id, folollm_error *error);
 
 /* Keep the first n_tokens; pages behind them are released, the last one first. */
 FL_LOCAL void fl_sequence_cut(fl_sequence *s, fl_pages *pages, uint32_t n_tokens);

@@ -191,23 +191,15 @@ static size_t fl_snapshot_kv_bytes(const fl_worker *w, uint32_t n_tokens) {
     return 2 * w->kv.n_layers * w->kv.n_kv_heads * n_tokens * fl_kv_row_bytes(&w->kv);
 }
 
-/* Copy the rows of tokens [begin, begin + n), all in one page: out of the cache, or with `to_cache` into it. */
-static void fl_snapshot_rows(fl_kv *kv, size_t layer, size_t page, size_t n, bool values, size_t head, uint8_t *bytes,
-                             bool to_cache) {
-    size_t row_bytes = fl_kv_row_bytes(kv);
-    for (size_t i = 0; i < n; i++, bytes += row_bytes) {
-        uint8_t *row = (values ? kv->v : kv->k) + fl_kv_offset(kv, layer, page, head) + i * row_bytes;
-        memcpy(to_cache ? row : bytes, to_cache ? bytes : row, row_bytes);
-    }
-}
-
+/* All rows: out of the cache, or with `to_cache` into it. */
 static void fl_snapshot_copy_kv(fl_kv *kv, const uint32_t *pages, uint32_t n_tokens, uint8_t *bytes, bool to_cache) {
-    size_t head_bytes = n_tokens * fl_kv_row_bytes(kv);
-    for (size_t i = 0; i < 2 * kv->n_layers * kv->n_kv_heads; i++, bytes += head_bytes) {
+    size_t row_bytes = fl_kv_row_bytes(kv);
+    for (size_t i = 0; i < 2 * kv->n_layers * kv->n_kv_heads; i++) {
         size_t layer = i / (2 * kv->n_kv_heads), head = i % kv->n_kv_heads;
-        for (uint32_t at = 0; at < n_tokens; at += FL_PAGE_TOKENS) {
-            fl_snapshot_rows(kv, layer, pages[at / FL_PAGE_TOKENS], fl_min(n_tokens - at, FL_PAGE_TOKENS),
-                             i / kv->n_kv_heads % 2 == 1, head, bytes + at * fl_kv_row_bytes(kv), to_cache);
+        bool is_v = i / kv->n_kv_heads % 2 == 1;
+        for (uint32_t at = 0; at < n_tokens; at++, bytes += row_bytes) {
+            uint8_t *block = (is_v ? kv->v : kv->k) + fl_kv_offset(kv, layer, pages[at / FL_PAGE_TOKENS], head);
+            fl_kv_copy_row(kv, is_v, block, at % FL_PAGE_TOKENS, bytes, to_cache);
         }
     }
 }
@@ -377,6 +369,7 @@ FL_LOCAL folollm_status fl_snapshot_check(fl_snapshot *out, const fl_worker *w, 
     const uint8_t *at[FL_SECTIONS];
     uint32_t vocab = w->weights->config.vocab;
     fl_snapshot_header h;
+    memset(&h, 0, sizeof h);
     FL_TRY(fl_get_header(out, &h, bytes, n_bytes, error));
     FL_TRY(fl_check_fit(&h, w, error));
     FL_TRY(fl_check_sections(out, &h, w, bytes, n_bytes, at, error));

@@ -12,8 +12,7 @@ FL_LOCAL void fl_worker_layout(fl_worker *w, const fl_weights *weights, const fl
     w->kv.n_pages = o->n_pages;
     w->kv.n_kv_heads = c->n_kv_heads;
     w->kv.head_dim = c->head_dim;
-    size_t values = (size_t)c->n_kv_heads * c->head_dim * FL_PAGE_TOKENS * fl_kv_value_bytes(o->kv);
-    size_t layers = (size_t)c->n_layers * values; /* below 2^63: every factor is bounded by config.c */
+    size_t layers = (size_t)c->n_layers * fl_kv_offset(&w->kv, 0, 1, 0); /* below 2^63: config.c bounds each factor */
     w->cache.raw = true; /* a slot is read only after it was written */
     w->kv.k = fl_take(&w->cache, o->n_pages, layers);
     w->kv.v = fl_take(&w->cache, o->n_pages, layers);

@@ -5,7 +5,9 @@
  * weight rows to float once and uses it for every row while it is in the cache:
  *
  *     slot scratch:  [ panel: FL_PANEL_OUTS x n_cols | tile: n_rows x outs | tile of the second part ]
- *     in attend:     [ queries | outputs | scores | K block | V block | maximum, sum, factor ]
+ *     in rope_store: [ integers | a row of the cache ]
+ *     in attend:     [ queries | outputs | scores | K block | V block | their scales | maximum, sum, factor, scales and
+ *                      sums of the queries ]
  */
 #include "ops/cpu.h"
 
@@ -34,7 +36,7 @@ static size_t fl_product_floats(const fl_limits *l) {
 
 static size_t fl_attention_floats(const fl_limits *l) {
     size_t queries = fl_tile_positions(l->group) * l->group, d = fl_lanes(l->head_dim);
-    return queries * (2 * d + FL_BLOCK_TOKENS + 3) + 2 * FL_BLOCK_TOKENS * d;
+    return queries * (2 * d + FL_BLOCK_TOKENS + 5) + 2 * FL_BLOCK_TOKENS * (d + 1);
 }
 
 FL_LOCAL void fl_cpu_layout(fl_cpu_backend *cpu, fl_arena *arena, const fl_limits *limits, uint32_t n_slots) {
@@ -203,7 +205,45 @@ typedef struct fl_rope_job {
     size_t qkv_stride;
 } fl_rope_job;
 
-static void fl_rope_row(const fl_rope_job *j, size_t row) {
+/* Queries and keys are rotated before they become integers, in blocks of the largest power of two that divides head_dim.
+ * Their numbers come out alike in size, so that no channel sets a scale too coarse for the others (QuaRot, Ashkboos et
+ * al., 2024), and their products stay what they were, times the block. Values have no such channels. */
+static size_t fl_rotation(size_t head_dim) {
+    return head_dim & (~head_dim + 1);
+}
+
+/* row = integers q (head_dim) as ops.h says, K with an offset that makes them unsigned, then the scale. */
+static void fl_pack_row(const fl_kv *kv, bool is_v, const int8_t *q, float scale, uint8_t *row) {
+    size_t d = kv->head_dim, half = d / 2, n = fl_kv_numbers_bytes(kv), used = kv->type == FOLOLLM_KV_Q8 ? d : half;
+    for (size_t i = 0; i < used; i++) {
+        if (kv->type == FOLOLLM_KV_Q8) {
+            row[i] = (uint8_t)(is_v ? q[i] : q[i] + 128);
+        } else {
+            row[i] = (uint8_t)((q[i] + 8) | (q[half + i] + 8) << 4);
+        }
+    }
+    memset(row + used, 0, n - used);
+    memcpy(row + n, &scale, sizeof scale);
+}
+
+/* x (head_dim), which may change, to its place in the block. */
+static void fl_store_row(const fl_rope_job *j, bool is_v, float *x, uint8_t *block, size_t token, int8_t *scratch) {
+    const fl_kernels *k = j->cpu->kernels;
+    const fl_kv *kv = j->kv;
+    size_t d = kv->head_dim;
+    if (!fl_kv_is_scaled(kv->type)) {
+        k->store(kv->type, x, d, block + token * fl_kv_row_bytes(kv));
+        return;
+    }
+    if (!is_v) {
+        k->hadamard(x, d, fl_rotation(d));
+    }
+    uint8_t *row = (uint8_t *)(scratch + d);
+    fl_pack_row(kv, is_v, scratch, k->quantise(x, d, kv->type == FOLOLLM_KV_Q8 ? 8 : 4, scratch), row);
+    fl_kv_copy_row(kv, is_v, block, token, row, true);
+}
+
+static void fl_rope_row(const fl_rope_job *j, size_t row, int8_t *scratch) {
     const fl_kernels *k = j->cpu->kernels;
     const fl_attention *a = j->a;
     size_t d = a->head_dim, page = j->batch->slots[row] / FL_PAGE_TOKENS, token = j->batch->slots[row] % FL_PAGE_TOKENS;
@@ -218,18 +258,17 @@ static void fl_rope_row(const fl_rope_job *j, size_t row) {
     }
     x -= a->n_kv_heads * d;
     for (size_t h = 0; h < a->n_kv_heads; h++, x += d) {
-        size_t at = fl_kv_offset(j->kv, j->layer, page, h) + token * d * fl_kv_value_bytes(j->kv->type);
-        k->store(j->kv->type, x, d, j->kv->k + at);
-        k->store(j->kv->type, x + a->n_kv_heads * d, d, j->kv->v + at);
+        size_t at = fl_kv_offset(j->kv, j->layer, page, h);
+        fl_store_row(j, false, x, j->kv->k + at, token, scratch);
+        fl_store_row(j, true, x + a->n_kv_heads * d, j->kv->v + at, token, scratch);
     }
 }
 
 static void fl_rope_task(void *context, size_t task, size_t slot) {
     const fl_rope_job *j = context;
     size_t end = fl_min((task + 1) * FL_ROWS_A_TASK, j->batch->n_rows);
-    (void)slot;
     for (size_t row = task * FL_ROWS_A_TASK; row < end; row++) {
-        fl_rope_row(j, row);
+        fl_rope_row(j, row, (int8_t *)fl_cpu_scratch(j->cpu, slot));
     }
 }
 
@@ -262,9 +301,32 @@ typedef struct fl_attend_tile {
     size_t position; /* of the first row */
     float *q, *o;    /* (n * group, head_dim) in whole vectors */
     float *scores;   /* (n * group, FL_BLOCK_TOKENS) */
-    float *k, *v;    /* (FL_BLOCK_TOKENS, head_dim) in whole vectors */
+    float *k, *v;    /* (FL_BLOCK_TOKENS, head_dim) in whole vectors; v without its scales */
+    float *k_scales, *v_scales; /* (FL_BLOCK_TOKENS) */
     float *maximum, *sum, *factor; /* (n * group) */
+    float *q_scales;
+    int32_t *q_sums; /* of the integers of a query */
+    fl_dots dots;    /* where K has scales: its q lie in the place of q */
 } fl_attend_tile;
+
+/* The i-th query as integers in the place of q, which is zero. The place of k is free. */
+static void fl_attend_quantise(fl_attend_tile *t, size_t i, const float *q) {
+    const fl_attend_job *j = t->job;
+    const fl_kernels *k = j->cpu->kernels;
+    size_t d = j->a->head_dim, half = d / 2, high = 4 * t->dots.n_quads;
+    int8_t *row = (int8_t *)t->q + i * t->dots.q_stride;
+    memcpy(t->k, q, d * sizeof *q);
+    k->hadamard(t->k, d, fl_rotation(d));
+    t->q_scales[i] = k->quantise(t->k, d, 8, row) / (float)fl_rotation(d);
+    if (t->dots.type == FOLOLLM_KV_Q4) {
+        memmove(row + high, row + half, half);
+        memset(row + half, 0, high - half);
+    }
+    t->q_sums[i] = 0;
+    for (size_t at = 0; at < t->dots.q_stride; at++) {
+        t->q_sums[i] += row[at];
+    }
+}
 
 static void fl_attend_begin(fl_attend_tile *t, float *scratch) {
     const fl_attend_job *j = t->job;
@@ -274,13 +336,31 @@ static void fl_attend_begin(fl_attend_tile *t, float *scratch) {
     t->scores = t->o + n * stride;
     t->k = t->scores + n * FL_BLOCK_TOKENS;
     t->v = t->k + FL_BLOCK_TOKENS * stride;
-    t->maximum = t->v + FL_BLOCK_TOKENS * stride;
+    t->k_scales = t->v + FL_BLOCK_TOKENS * stride;
+    t->v_scales = t->k_scales + FL_BLOCK_TOKENS;
+    t->maximum = t->v_scales + FL_BLOCK_TOKENS;
     t->sum = t->maximum + n;
     t->factor = t->sum + n;
+    t->q_scales = t->factor + n;
+    t->q_sums = (int32_t *)(void *)(t->q_scales + n);
+    t->dots = (fl_dots){.type = j->kv->type,
+                        .n_quads = fl_kv_numbers_bytes(j->kv) / 4,
+                        .q = (const int8_t *)t->q,
+                        .q_stride = 8 * fl_div_up(d, 8),
+                        .n_rows = n,
+                        .q_scales = t->q_scales,
+                        .q_sums = t->q_sums,
+                        .k_scales = t->k_scales,
+                        .scores = t->scores};
     memset(t->q, 0, 2 * n * stride * sizeof *t->q);
     for (size_t i = 0; i < n; i++) {
         size_t row = t->first_row + i / j->group, head = t->kv_head * j->group + i % j->group;
-        memcpy(t->q + i * stride, j->qkv + row * j->qkv_stride + head * d, d * sizeof *t->q);
+        const float *q = j->qkv + row * j->qkv_stride + head * d;
+        if (fl_kv_is_scaled(j->kv->type)) {
+            fl_attend_quantise(t, i, q);
+        } else {
+            memcpy(t->q + i * stride, q, d * sizeof *q);
+        }
         t->maximum[i] = -FLT_MAX;
         t->sum[i] = 0;
     }
@@ -290,7 +370,7 @@ static void fl_attend_begin(fl_attend_tile *t, float *scratch) {
 static void fl_attend_load(const fl_attend_tile *t, const uint8_t *from, size_t begin, size_t n, float *to) {
     static const fl_dtype types[] = {FL_F16, FL_F32, FL_BF16};
     const fl_attend_job *j = t->job;
-    size_t d = j->a->head_dim, stride = fl_lanes(d), row_bytes = d * fl_kv_value_bytes(j->kv->type);
+    size_t d = j->a->head_dim, stride = fl_lanes(d), row_bytes = fl_kv_row_bytes(j->kv);
     fl_dtype type = types[j->kv->type];
     for (size_t i = 0; i < n; i += FL_PAGE_TOKENS) {
         size_t m = fl_min(n - i, FL_PAGE_TOKENS);
@@ -306,6 +386,39 @@ static void fl_attend_load(const fl_attend_tile *t, const uint8_t *from, size_t 
     }
 }
 
+/* Keys from the i-th of the block on, those of one page at `block`, as strips of sixteen. */
+static void fl_attend_strips(fl_attend_tile *t, const uint8_t *block, size_t i) {
+    size_t n = 4 * t->dots.n_quads;
+    if (FL_STRIP == FL_LANES) {
+        for (size_t at = 0; at < FL_PAGE_TOKENS; at += FL_LANES) {
+            t->dots.strips[(i + at) / FL_LANES] = block + at * n;
+        }
+        return;
+    }
+    uint8_t *strip = (uint8_t *)t->k + i / FL_LANES * FL_LANES * n; /* small pages: put together */
+    t->dots.strips[i / FL_LANES] = strip;
+    for (size_t quad = 0; quad < t->dots.n_quads; quad++) {
+        memcpy(strip + 4 * (quad * FL_LANES + i % FL_LANES), block + 4 * quad * FL_STRIP, 4 * FL_STRIP);
+    }
+}
+
+/* Tokens [begin, begin + n) of a cache with scales: K stays where it is, V becomes floats without its scales. */
+static void fl_attend_load_scaled(fl_attend_tile *t, size_t begin, size_t n) {
+    const fl_attend_job *j = t->job;
+    size_t d = j->a->head_dim, stride = fl_lanes(d), bytes = 4 * t->dots.n_quads;
+    for (size_t i = 0; i < n; i += FL_PAGE_TOKENS) {
+        size_t at = fl_kv_offset(j->kv, j->layer, t->pages[(begin + i) / FL_PAGE_TOKENS], t->kv_head);
+        const uint8_t *k = j->kv->k + at, *v = j->kv->v + at;
+        memcpy(t->k_scales + i, k + FL_PAGE_TOKENS * bytes, FL_PAGE_TOKENS * sizeof(float));
+        memcpy(t->v_scales + i, v + FL_PAGE_TOKENS * bytes, FL_PAGE_TOKENS * sizeof(float));
+        fl_attend_strips(t, k, i);
+        for (size_t token = 0; token < fl_min(n - i, FL_PAGE_TOKENS); token++) {
+            j->cpu->kernels->unpack(j->kv->type, v + token * bytes, d, t->v + (i + token) * stride);
+        }
+    }
+    t->dots.n_strips = fl_div_up(n, FL_LANES);
+}
+
 /* The keys that the i-th row of the tile sees. */
 static void fl_attend_range(const fl_attend_tile *t, size_t i, size_t *begin, size_t *end) {
     size_t window = t->job->a->window;
@@ -317,9 +430,15 @@ static void fl_attend_block(fl_attend_tile *t, size_t block, size_t n_keys) {
     const fl_attend_job *j = t->job;
     const fl_kernels *k = j->cpu->kernels;
     size_t stride = fl_lanes(j->a->head_dim), begin, end;
-    fl_attend_load(t, j->kv->k, block, n_keys, t->k);
-    fl_attend_load(t, j->kv->v, block, n_keys, t->v);
-    k->matmul(t->q, stride, t->n * j->group, t->k, stride, n_keys, stride, t->scores, FL_BLOCK_TOKENS);
+    bool scaled = fl_kv_is_scaled(j->kv->type);
+    if (scaled) {
+        fl_attend_load_scaled(t, block, n_keys);
+        k->dots(&t->dots);
+    } else {
+        fl_attend_load(t, j->kv->k, block, n_keys, t->k);
+        fl_attend_load(t, j->kv->v, block, n_keys, t->v);
+        k->matmul(t->q, stride, t->n * j->group, t->k, stride, n_keys, stride, t->scores, FL_BLOCK_TOKENS);
+    }
     for (size_t row = 0; row < t->n; row++) {
         fl_attend_range(t, row, &begin, &end);
         begin = fl_max(begin, block) - block;
@@ -331,6 +450,9 @@ static void fl_attend_block(fl_attend_tile *t, size_t block, size_t n_keys) {
         for (size_t i = first; i < first + j->group; i++) {
             t->factor[i] = k->softmax(t->scores + i * FL_BLOCK_TOKENS, begin, end, j->a->scale, &t->maximum[i],
                                       &t->sum[i]);
+            if (scaled) {
+                k->mul(t->v_scales + begin, end - begin, t->scores + i * FL_BLOCK_TOKENS + begin);
+            }
         }
         k->gather(t->o + first * stride, stride, t->factor + first, t->scores + first * FL_BLOCK_TOKENS, j->group,
                   t->v, begin, end, stride);

@@ -11,6 +11,10 @@
 #define FL_KEEP_LOOPS
 #define FL_TILE_ROWS 2
 #define FL_TILE_OUTS 2
+#define FL_INT scalar
+#define FL_DOT_ROWS 1
+#define FL_DOT_STRIPS 1
+#include "ops/dots.inc"
 #include "ops/kernels.inc"
 
 #if defined(__x86_64__)
@@ -20,13 +24,29 @@
 #define FL_TARGET FL_TARGET_AVX2
 #define FL_TILE_ROWS 2
 #define FL_TILE_OUTS 3
+#define FL_INT avx2
+#define FL_DOT_ROWS 2
+#define FL_DOT_STRIPS 2
+#include "ops/dots.inc"
 #include "ops/kernels.inc"
 
 #define FL_ISA avx512
+#define FL_TARGET FL_TARGET_VNNI
+#define FL_INT vnni
+#define FL_DOT_ROWS 2
+#define FL_DOT_STRIPS 4
+#include "ops/dots.inc"
+#undef FL_TARGET
+
 #define FL_ISA_NAME "avx512"
 #define FL_TARGET FL_TARGET_AVX512
 #define FL_TILE_ROWS 4
 #define FL_TILE_OUTS 6
+#define FL_VNNI
+#define FL_INT avx512
+#define FL_DOT_ROWS 2
+#define FL_DOT_STRIPS 2
+#include "ops/dots.inc"
 #include "ops/kernels.inc"
 
 #endif
@@ -35,7 +55,7 @@ FL_LOCAL const fl_kernels *fl_kernels_of(folollm_isa isa) {
 #if defined(__x86_64__)
     fl_cpu cpu = fl_cpu_features();
     if (cpu.avx512 && (isa == FOLOLLM_ISA_BEST || isa == FOLOLLM_ISA_AVX512)) {
-        return &fl_kernels_avx512;
+        return cpu.vnni ? &fl_kernels_vnni : &fl_kernels_avx512;
     }
     if (cpu.avx2 && (isa == FOLOLLM_ISA_BEST || isa == FOLOLLM_ISA_AVX2)) {
         return &fl_kernels_avx2;

@@ -11,6 +11,20 @@
 
 #define FL_BLOCK_TOKENS 64 /* keys that attention takes at a time, at multiples of this: the order of its sums */
 
+/* The scores of rows of integers against keys of the KV cache. */
+typedef struct fl_dots {
+    folollm_kv_type type;
+    size_t n_quads;             /* of a key */
+    const int8_t *q;            /* (n_rows, q_stride); q4: those of the low halves, then those of the high ones */
+    size_t q_stride, n_rows;
+    const float *q_scales;      /* (n_rows) */
+    const int32_t *q_sums;      /* (n_rows) of the integers of a row */
+    const uint8_t *strips[FL_BLOCK_TOKENS / FL_LANES]; /* each (n_quads, 16, 4) */
+    size_t n_strips;
+    const float *k_scales;      /* (n_strips, 16) */
+    float *scores;              /* (n_rows, FL_BLOCK_TOKENS) */
+} fl_dots;
+
 typedef struct fl_kernels {
     const char *name;
     /* y (n) = n numbers of type, then zeros up to fl_lanes(n) */
@@ -25,7 +39,18 @@ typedef struct fl_kernels {
     void (*rmsnorm)(const float *x, const float *w, size_t n, float epsilon, float *y);
     /* Rotate (x_i, x_{i + half}) by the angle whose cosine and sine are given, i < half. */
     void (*rotate)(float *x, const float *cosines, const float *sines, size_t half);
-    /* n numbers of KV cache */
+    /* In blocks of `block`, a power of two: x = H x with the matrix of 1 and -1 of Sylvester and Hadamard (H H = block).
+     * n is a multiple of block. */
+    void (*hadamard)(float *x, size_t n, size_t block);
+    /* Integers such that q * the returned scale is about x (n): of 8 bits, from -127 to 127; of 4, from -8 to 7. The
+     * number of the largest magnitude becomes the least, so the scale may be negative, and what would pass the most is
+     * cut there. A row too small to matter is zero; so is one with a NaN or infinity in it, and its scale is a NaN. */
+    float (*quantise)(const float *x, size_t n, int bits, int8_t *q);
+    /* y (n) = the integers of a row of V as it is stored, then zeros up to fl_lanes(n) */
+    void (*unpack)(folollm_kv_type type, const uint8_t *row, size_t n, float *y);
+    /* scores = (q . k) * (q_scale * k_scale), the product of integers exact */
+    void (*dots)(const fl_dots *d);
+    /* n numbers of KV cache, floats of some type */
     void (*store)(folollm_kv_type type, const float *x, size_t n, void *to);
     /* One step of the running softmax (Milakov and Gimelshein, 2018): scores (FL_BLOCK_TOKENS) become weights
      * relative to the new maximum, zero outside [begin, end); returns the factor for what was gathered before.
@@ -37,6 +62,8 @@ typedef struct fl_kernels {
                    const float *v, size_t begin, size_t end, size_t n);
     /* y = x * factor */
     void (*scale)(const float *x, float factor, size_t n, float *y);
+    /* y = y * x */
+    void (*mul)(const float *x, size_t n, float *y);
     /* y = y + x */
     void (*add)(const float *x, size_t n, float *y);
     /* y = g / (1 + exp(-g)) * u */

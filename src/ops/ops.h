@@ -8,6 +8,15 @@
  *
  *     k: [layer][page][kv_head][token of the page][head_dim]      slot = page * FL_PAGE_TOKENS + token of the page
  *
+ * The types of 8 and 4 bits keep a float beside the integers of a row, and the keys of FL_STRIP tokens side by side, so
+ * that one vector of sixteen sums holds the scores of sixteen keys and is never added up across. A block is then
+ *
+ *     k: [strip][quad][token of the strip][4 bytes]  v: [token of the page][4 * n_quads bytes]  both: [token] scales
+ *
+ * where a row of integers, filled up with zeros to quads of four bytes, is
+ *
+ *     q8: x_0 x_1 ...    q4: in byte i, x_i in the low and x_(head_dim / 2 + i) in the high half
+ *
  * What every entry computes, and in which order it adds, is defined by the scalar kernels. */
 #ifndef FL_OPS_H
 #define FL_OPS_H
@@ -54,18 +63,49 @@ typedef struct fl_kv {
     size_t n_layers, n_pages, n_kv_heads, head_dim;
 } fl_kv;
 
-FL_INLINE size_t fl_kv_value_bytes(folollm_kv_type type) {
-    return type == FOLOLLM_KV_F32 ? 4 : 2;
+#define FL_STRIP (FL_PAGE_TOKENS < FL_LANES ? FL_PAGE_TOKENS : FL_LANES)
+
+/* Integers with a scale? */
+FL_INLINE bool fl_kv_is_scaled(folollm_kv_type type) {
+    return type == FOLOLLM_KV_Q8 || type == FOLOLLM_KV_Q4;
 }
 
+/* Bytes of the numbers of one row. */
+FL_INLINE size_t fl_kv_numbers_bytes(const fl_kv *kv) {
+    if (fl_kv_is_scaled(kv->type)) {
+        return 4 * fl_div_up(kv->head_dim, kv->type == FOLOLLM_KV_Q8 ? 4 : 8);
+    }
+    return kv->head_dim * (kv->type == FOLOLLM_KV_F32 ? 4 : 2);
+}
+
+/* Bytes of one row of K, or of V, the scale included. */
 FL_INLINE size_t fl_kv_row_bytes(const fl_kv *kv) {
-    return kv->head_dim * fl_kv_value_bytes(kv->type);
+    return fl_kv_numbers_bytes(kv) + (fl_kv_is_scaled(kv->type) ? sizeof(float) : 0);
 }
 
-/* Bytes from the start of k or v to [layer][page][kv_head][0][0]. */
+/* Bytes from the start of k or v to the block of [layer][page][kv_head]. */
 FL_INLINE size_t fl_kv_offset(const fl_kv *kv, size_t layer, size_t page, size_t kv_head) {
     size_t block = ((layer * kv->n_pages + page) * kv->n_kv_heads + kv_head) * FL_PAGE_TOKENS;
-    return block * kv->head_dim * fl_kv_value_bytes(kv->type);
+    return block * fl_kv_row_bytes(kv);
+}
+
+/* Copy one row of the block at k, or of the one at v (is_v): out of the cache, or with `to_cache` into it. `row`
+ * (fl_kv_row_bytes) holds the numbers one after the other, then the scale. */
+FL_INLINE void fl_kv_copy_row(const fl_kv *kv, bool is_v, uint8_t *block, size_t token, uint8_t *row, bool to_cache) {
+    size_t n = fl_kv_numbers_bytes(kv), piece = n, stride = 0;
+    uint8_t *at = block + token * n;
+    if (fl_kv_is_scaled(kv->type)) {
+        uint8_t *scale = block + FL_PAGE_TOKENS * n + token * sizeof(float);
+        memcpy(to_cache ? scale : row + n, to_cache ? row + n : scale, sizeof(float));
+        if (!is_v) {
+            piece = 4;
+            stride = 4 * FL_STRIP;
+            at = block + token / FL_STRIP * FL_STRIP * n + token % FL_STRIP * 4;
+        }
+    }
+    for (size_t i = 0; i < n; i += piece, at += stride) {
+        memcpy(to_cache ? at : row + i, to_cache ? row + i : at, piece);
+    }
 }
 
 typedef struct fl_attention { /* of one layer */

@@ -90,6 +90,44 @@ FL_AVX2 fl_avx2_v fl_avx2_zero_below(fl_avx2_v y, fl_avx2_v x, float limit) {
     return fl_avx2_of(_mm256_andnot_ps(_mm256_cmp_ps(x.a, l, _CMP_LT_OQ), y.a),
                       _mm256_andnot_ps(_mm256_cmp_ps(x.b, l, _CMP_LT_OQ), y.b));
 }
+FL_AVX2 fl_avx2_v fl_avx2_of_ints(__m256i a, __m256i b) {
+    return fl_avx2_of(_mm256_cvtepi32_ps(a), _mm256_cvtepi32_ps(b));
+}
+FL_AVX2 __m128i fl_avx2_bytes(const void *p) {
+    return _mm_loadu_si128((const __m128i *)p);
+}
+FL_AVX2 fl_avx2_v fl_avx2_of_i8(__m128i bytes) {
+    return fl_avx2_of_ints(_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)));
+}
+FL_AVX2 fl_avx2_v fl_avx2_load_i8(const uint8_t *p) {
+    return fl_avx2_of_i8(fl_avx2_bytes(p));
+}
+FL_AVX2 fl_avx2_v fl_avx2_load_low(const uint8_t *p) {
+    return fl_avx2_of_i8(_mm_sub_epi8(_mm_and_si128(fl_avx2_bytes(p), _mm_set1_epi8(15)), _mm_set1_epi8(8)));
+}
+FL_AVX2 fl_avx2_v fl_avx2_load_high(const uint8_t *p) {
+    __m128i high = _mm_and_si128(_mm_srli_epi16(fl_avx2_bytes(p), 4), _mm_set1_epi8(15));
+    return fl_avx2_of_i8(_mm_sub_epi8(high, _mm_set1_epi8(8)));
+}
+FL_AVX2 void fl_avx2_store_i8(int8_t *p, fl_avx2_v v) {
+    __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(v.a), _mm256_cvtps_epi32(v.b));
+    words = _mm256_permute4x64_epi64(words, 0xD8);
+    __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128((__m128i *)(void *)p, bytes);
+}
+FL_AVX2 __m256 fl_avx2_half_butterfly(__m256 x, size_t half) {
+    __m256 other = half == 1   ? _mm256_permute_ps(x, 0xB1)
+                   : half == 2 ? _mm256_permute_ps(x, 0x4E)
+                               : _mm256_permute2f128_ps(x, x, 0x01);
+    __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), bit = _mm256_set1_epi32((int)half);
+    __m256i second = _mm256_cmpeq_epi32(_mm256_and_si256(lanes, bit), bit);
+    __m256 sign = _mm256_and_ps(_mm256_castsi256_ps(second), _mm256_set1_ps(-0.0f));
+    return other + _mm256_xor_ps(x, sign); /* the second of a pair: other - x */
+}
+FL_AVX2 fl_avx2_v fl_avx2_butterfly(fl_avx2_v x, size_t half) {
+    return half == 8 ? fl_avx2_of(x.a + x.b, x.a - x.b)
+                     : fl_avx2_of(fl_avx2_half_butterfly(x.a, half), fl_avx2_half_butterfly(x.b, half));
+}
 FL_AVX2 float fl_avx2_reduce_add(fl_avx2_v v) {
     __m256 s8 = v.a + v.b;
     __m128 s4 = _mm256_castps256_ps128(s8) + _mm256_extractf128_ps(s8, 1);
@@ -107,6 +145,55 @@ FL_AVX2 float fl_avx2_reduce_max(fl_avx2_v v) {
     __m128 s4 = _mm_max_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
     __m128 s2 = _mm_max_ps(s4, _mm_movehl_ps(s4, s4));
     return _mm_cvtss_f32(_mm_max_ss(s2, _mm_movehdup_ps(s2)));
+}
+
+/* Sums of keys 0-7, 8-15; quads of the same. */
+typedef struct fl_avx2_sums {
+    __m256i at[2];
+} fl_avx2_sums;
+typedef fl_avx2_sums fl_avx2_quad;
+
+/* Of 8 bits, keys are signed here: no product of the sum is too many. */
+FL_AVX2 fl_avx2_sums fl_avx2_sums_of(folollm_kv_type type, int32_t q_sum) {
+    __m256i n = _mm256_set1_epi32(type == FOLOLLM_KV_Q8 ? 0 : -8 * q_sum);
+    fl_avx2_sums s = {{n, n}};
+    return s;
+}
+FL_AVX2 __m256i fl_avx2_wide_bytes(const uint8_t *p) {
+    return _mm256_loadu_si256((const __m256i *)(const void *)p);
+}
+FL_AVX2 fl_avx2_quad fl_avx2_load_quads(const uint8_t *p) {
+    __m256i sign = _mm256_set1_epi8(-128);
+    fl_avx2_quad k = {{_mm256_xor_si256(fl_avx2_wide_bytes(p), sign), _mm256_xor_si256(fl_avx2_wide_bytes(p + 32), sign)}};
+    return k;
+}
+FL_AVX2 fl_avx2_quad fl_avx2_low_quads(const uint8_t *p) {
+    __m256i mask = _mm256_set1_epi8(15);
+    fl_avx2_quad k = {{_mm256_and_si256(fl_avx2_wide_bytes(p), mask), _mm256_and_si256(fl_avx2_wide_bytes(p + 32), mask)}};
+    return k;
+}
+FL_AVX2 fl_avx2_quad fl_avx2_high_quads(const uint8_t *p) {
+    __m256i mask = _mm256_set1_epi8(15);
+    fl_avx2_quad k = {{_mm256_and_si256(_mm256_srli_epi16(fl_avx2_wide_bytes(p), 4), mask),
+                       _mm256_and_si256(_mm256_srli_epi16(fl_avx2_wide_bytes(p + 32), 4), mask)}};
+    return k;
+}
+/* Two products of 8 bits, added, still fit a word: 2 * 127 * 127, or 2 * 15 * 127. The unsigned factor is |q|, or k. */
+FL_AVX2 __m256i fl_avx2_half_dot(folollm_kv_type type, __m256i sums, __m256i k, __m256i q) {
+    __m256i words = type == FOLOLLM_KV_Q8 ? _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(k, q))
+                                          : _mm256_maddubs_epi16(k, q);
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(words, _mm256_set1_epi16(1)));
+}
+FL_AVX2 fl_avx2_sums fl_avx2_dot(folollm_kv_type type, fl_avx2_sums s, fl_avx2_quad k, const int8_t *q) {
+    int32_t bits;
+    memcpy(&bits, q, sizeof bits);
+    __m256i four = _mm256_set1_epi32(bits);
+    s.at[0] = fl_avx2_half_dot(type, s.at[0], k.at[0], four);
+    s.at[1] = fl_avx2_half_dot(type, s.at[1], k.at[1], four);
+    return s;
+}
+FL_AVX2 fl_avx2_v fl_avx2_sums_float(fl_avx2_sums s) {
+    return fl_avx2_of_ints(s.at[0], s.at[1]);
 }
 
 #endif

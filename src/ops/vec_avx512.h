@@ -9,6 +9,8 @@
 
 #define FL_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
 #define FL_AVX512 FL_INLINE FL_TARGET_AVX512
+#define FL_TARGET_VNNI __attribute__((target("avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
+#define FL_VNNI_INLINE FL_INLINE FL_TARGET_VNNI
 
 typedef __m512 fl_avx512_v;
 
@@ -74,6 +76,33 @@ FL_AVX512 __m512 fl_avx512_pow2(__m512 a) {
 FL_AVX512 __m512 fl_avx512_zero_below(__m512 y, __m512 x, float limit) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_NLT_UQ), y);
 }
+FL_AVX512 __m128i fl_avx512_bytes(const uint8_t *p) {
+    return _mm_loadu_si128((const __m128i *)(const void *)p);
+}
+FL_AVX512 __m512 fl_avx512_load_i8(const uint8_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(fl_avx512_bytes(p)));
+}
+/* By the lowest four bits of each integer. */
+FL_AVX512 __m512 fl_avx512_of_nibbles(__m512i n) {
+    return _mm512_permutexvar_ps(n, _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7));
+}
+FL_AVX512 __m512 fl_avx512_load_low(const uint8_t *p) {
+    return fl_avx512_of_nibbles(_mm512_cvtepu8_epi32(fl_avx512_bytes(p)));
+}
+FL_AVX512 __m512 fl_avx512_load_high(const uint8_t *p) {
+    return fl_avx512_of_nibbles(_mm512_srli_epi32(_mm512_cvtepu8_epi32(fl_avx512_bytes(p)), 4));
+}
+FL_AVX512 void fl_avx512_store_i8(int8_t *p, __m512 v) {
+    _mm_storeu_si128((__m128i *)(void *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
+}
+FL_AVX512 __m512 fl_avx512_butterfly(__m512 x, size_t half) {
+    __m512 other = half == 1   ? _mm512_permute_ps(x, 0xB1)
+                   : half == 2 ? _mm512_permute_ps(x, 0x4E)
+                   : half == 4 ? _mm512_shuffle_f32x4(x, x, 0xB1)
+                               : _mm512_shuffle_f32x4(x, x, 0x4E);
+    __mmask16 second = half == 1 ? 0xAAAA : half == 2 ? 0xCCCC : half == 4 ? 0xF0F0 : 0xFF00;
+    return _mm512_mask_sub_ps(other + x, second, other, x);
+}
 FL_AVX512 float fl_avx512_reduce_add(__m512 v) {
     __m256 s8 = _mm512_castps512_ps256(v) + _mm512_extractf32x8_ps(v, 1);
     __m128 s4 = _mm256_castps256_ps128(s8) + _mm256_extractf128_ps(s8, 1);
@@ -99,6 +128,87 @@ FL_AVX512 float fl_avx512_reduce_max(__m512 v) {
     __m128 s4 = _mm_max_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
     __m128 s2 = _mm_max_ps(s4, _mm_movehl_ps(s4, s4));
     return _mm_cvtss_f32(_mm_max_ss(s2, _mm_movehdup_ps(s2)));
+}
+
+/* Sums of two and two products, (keys, 2) in order; quads as words. */
+typedef struct fl_avx512_sums {
+    __m512i a, b;
+} fl_avx512_sums;
+typedef fl_avx512_sums fl_avx512_quad;
+
+FL_AVX512 __m512i fl_avx512_all_bytes(const uint8_t *p) {
+    return _mm512_loadu_si512((const void *)p);
+}
+FL_AVX512 __m512i fl_avx512_low_bytes(const uint8_t *p) {
+    return _mm512_and_si512(fl_avx512_all_bytes(p), _mm512_set1_epi8(15));
+}
+FL_AVX512 __m512i fl_avx512_high_bytes(const uint8_t *p) {
+    return _mm512_and_si512(_mm512_srli_epi16(fl_avx512_all_bytes(p), 4), _mm512_set1_epi8(15));
+}
+FL_AVX512 int32_t fl_avx512_first_sum(folollm_kv_type type, int32_t q_sum) {
+    return q_sum * (type == FOLOLLM_KV_Q8 ? -128 : -8);
+}
+FL_AVX512 int32_t fl_avx512_four(const int8_t *q) {
+    int32_t four;
+    memcpy(&four, q, sizeof four);
+    return four;
+}
+FL_AVX512 fl_avx512_sums fl_avx512_sums_of(folollm_kv_type type, int32_t q_sum) {
+    __m512i first = _mm512_set1_epi64((int64_t)(uint32_t)fl_avx512_first_sum(type, q_sum));
+    fl_avx512_sums s = {first, first};
+    return s;
+}
+FL_AVX512 fl_avx512_quad fl_avx512_quads_of(__m512i bytes) {
+    fl_avx512_quad k = {_mm512_cvtepu8_epi16(_mm512_castsi512_si256(bytes)),
+                        _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(bytes, 1))};
+    return k;
+}
+FL_AVX512 fl_avx512_quad fl_avx512_load_quads(const uint8_t *p) {
+    return fl_avx512_quads_of(fl_avx512_all_bytes(p));
+}
+FL_AVX512 fl_avx512_quad fl_avx512_low_quads(const uint8_t *p) {
+    return fl_avx512_quads_of(fl_avx512_low_bytes(p));
+}
+FL_AVX512 fl_avx512_quad fl_avx512_high_quads(const uint8_t *p) {
+    return fl_avx512_quads_of(fl_avx512_high_bytes(p));
+}
+FL_AVX512 fl_avx512_sums fl_avx512_dot(folollm_kv_type type, fl_avx512_sums s, fl_avx512_quad k,
+                                       const int8_t *q) {
+    (void)type;
+    __m512i words = _mm512_cvtepi8_epi16(_mm256_set1_epi32(fl_avx512_four(q)));
+    s.a = _mm512_add_epi32(s.a, _mm512_madd_epi16(k.a, words));
+    s.b = _mm512_add_epi32(s.b, _mm512_madd_epi16(k.b, words));
+    return s;
+}
+FL_AVX512 __m512 fl_avx512_sums_float(fl_avx512_sums s) {
+    __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    __m512i first = _mm512_permutex2var_epi32(s.a, even, s.b);
+    __m512i second = _mm512_permutex2var_epi32(s.a, _mm512_add_epi32(even, _mm512_set1_epi32(1)), s.b);
+    return _mm512_cvtepi32_ps(_mm512_add_epi32(first, second));
+}
+
+/* The same with the instruction made for it. */
+typedef __m512i fl_vnni_sums;
+typedef __m512i fl_vnni_quad;
+
+FL_VNNI_INLINE __m512i fl_vnni_sums_of(folollm_kv_type type, int32_t q_sum) {
+    return _mm512_set1_epi32(fl_avx512_first_sum(type, q_sum));
+}
+FL_VNNI_INLINE __m512i fl_vnni_load_quads(const uint8_t *p) {
+    return fl_avx512_all_bytes(p);
+}
+FL_VNNI_INLINE __m512i fl_vnni_low_quads(const uint8_t *p) {
+    return fl_avx512_low_bytes(p);
+}
+FL_VNNI_INLINE __m512i fl_vnni_high_quads(const uint8_t *p) {
+    return fl_avx512_high_bytes(p);
+}
+FL_VNNI_INLINE __m512i fl_vnni_dot(folollm_kv_type type, __m512i sums, __m512i k, const int8_t *q) {
+    (void)type;
+    return _mm512_dpbusd_epi32(sums, k, _mm512_set1_epi32(fl_avx512_four(q)));
+}
+FL_VNNI_INLINE __m512 fl_vnni_sums_float(__m512i sums) {
+    return _mm512_cvtepi32_ps(sums);
 }
 
 #endif

@@ -79,6 +79,23 @@ FL_SCALAR fl_scalar_v fl_scalar_pow2(fl_scalar_v a) { /* 2^a, a integral in [-12
 FL_SCALAR fl_scalar_v fl_scalar_zero_below(fl_scalar_v y, fl_scalar_v x, float limit) { /* x < limit ? 0 : y */
     FL_SCALAR_EACH(x.at[i] < limit ? 0 : y.at[i]);
 }
+FL_SCALAR fl_scalar_v fl_scalar_load_i8(const uint8_t *p) { /* signed bytes */
+    FL_SCALAR_EACH((float)(p[i] < 128 ? p[i] : p[i] - 256));
+}
+FL_SCALAR fl_scalar_v fl_scalar_load_low(const uint8_t *p) { /* the low four bits, less 8 */
+    FL_SCALAR_EACH((float)((p[i] & 15) - 8));
+}
+FL_SCALAR fl_scalar_v fl_scalar_load_high(const uint8_t *p) {
+    FL_SCALAR_EACH((float)((p[i] >> 4) - 8));
+}
+FL_SCALAR void fl_scalar_store_i8(int8_t *p, fl_scalar_v v) { /* integral, in [-128, 127] */
+    for (int i = 0; i < 16; i++) {
+        p[i] = (int8_t)v.at[i];
+    }
+}
+FL_SCALAR fl_scalar_v fl_scalar_butterfly(fl_scalar_v a, size_t half) { /* lanes half apart: sum, difference */
+    FL_SCALAR_EACH(((size_t)i & half) == 0 ? a.at[i] + a.at[(size_t)i + half] : a.at[(size_t)i - half] - a.at[i]);
+}
 /* The tree: lanes eight apart, four, two, one. */
 FL_SCALAR float fl_scalar_reduce_add(fl_scalar_v v) {
     for (int half = 8; half > 0; half /= 2) {
@@ -101,6 +118,55 @@ FL_SCALAR float fl_scalar_reduce_max(fl_scalar_v v) {
         }
     }
     return v.at[0];
+}
+
+
+/* Sixteen exact sums of products, and four unsigned bytes of each of sixteen keys, which meet four of a query. */
+typedef struct fl_scalar_sums {
+    int32_t at[16];
+} fl_scalar_sums;
+typedef struct fl_scalar_quad {
+    uint8_t at[64];
+} fl_scalar_quad;
+
+/* Keys are stored with 128 or 8 added: so much of the sum of a query goes off, where the sums begin. */
+FL_SCALAR int32_t fl_scalar_first(folollm_kv_type type, int32_t q_sum) {
+    return q_sum * (type == FOLOLLM_KV_Q8 ? -128 : -8);
+}
+FL_SCALAR fl_scalar_sums fl_scalar_sums_of(folollm_kv_type type, int32_t q_sum) {
+    fl_scalar_sums s;
+    for (int i = 0; i < 16; i++) {
+        s.at[i] = fl_scalar_first(type, q_sum);
+    }
+    return s;
+}
+FL_SCALAR fl_scalar_quad fl_scalar_quads_masked(const uint8_t *p, int shift, int mask) {
+    fl_scalar_quad k;
+    for (int i = 0; i < 64; i++) {
+        k.at[i] = (uint8_t)(p[i] >> shift & mask);
+    }
+    return k;
+}
+FL_SCALAR fl_scalar_quad fl_scalar_load_quads(const uint8_t *p) {
+    return fl_scalar_quads_masked(p, 0, 255);
+}
+FL_SCALAR fl_scalar_quad fl_scalar_low_quads(const uint8_t *p) { /* the low four bits of each byte */
+    return fl_scalar_quads_masked(p, 0, 15);
+}
+FL_SCALAR fl_scalar_quad fl_scalar_high_quads(const uint8_t *p) {
+    return fl_scalar_quads_masked(p, 4, 15);
+}
+FL_SCALAR fl_scalar_sums fl_scalar_dot(folollm_kv_type type, fl_scalar_sums s, fl_scalar_quad k, const int8_t *q) {
+    (void)type;
+    for (int i = 0; i < 16; i++) {
+        for (int j = 0; j < 4; j++) {
+            s.at[i] += k.at[4 * i + j] * q[j];
+        }
+    }
+    return s;
+}
+FL_SCALAR fl_scalar_v fl_scalar_sums_float(fl_scalar_sums s) {
+    FL_SCALAR_EACH((float)s.at[i]);
 }
 
 #undef FL_SCALAR_EACH
