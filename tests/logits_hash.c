@@ -59,10 +59,11 @@ int main(int argc, char **argv) {
     static const struct {
         folollm_kv_type kv;
         uint32_t n_threads;
-    } runs[] = {{FOLOLLM_KV_F16, 1}, {FOLOLLM_KV_F16, 3}, {FOLOLLM_KV_F32, 2}, {FOLOLLM_KV_BF16, 1}};
+    } runs[] = {{FOLOLLM_KV_F16, 1}, {FOLOLLM_KV_F16, 3}, {FOLOLLM_KV_F32, 2}, {FOLOLLM_KV_BF16, 1},
+                {FOLOLLM_KV_Q8, 2},  {FOLOLLM_KV_Q4, 1}};
     static const folollm_isa isas[] = {FOLOLLM_ISA_SCALAR, FOLOLLM_ISA_AVX2, FOLOLLM_ISA_AVX512};
     for (int model = 1; model < argc; model++) {
-        for (int i = 0; i < 4 * 3; i++) {
+        for (int i = 0; i < 6 * 3; i++) {
             folollm_options options = {0};
             folollm_info info;
             folollm *llm;

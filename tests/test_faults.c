@@ -1230,15 +1230,17 @@ static void test_numeric_everywhere(void) {
         "model.layers.1.mlp.down_proj.weight",    "model.layers.1.input_layernorm.weight",
         "model.norm.weight",                      "lm_head.weight",
     };
-    for (size_t i = 0; i < FL_COUNT(tensors); i++) {
+    for (size_t k = 0; k < FL_COUNT(tensors) * 5; k++) { /* with every type of KV cache */
         test_host h;
         folollm_sampled out;
+        folollm_options o = {.kv = (folollm_kv_type)(k % 5)};
         folollm_token tokens[] = {1, 2, 3};
+        size_t i = k / 5;
         folollm_seq seq;
         host_init(&h, true);
         CHECK(host_put_directory(&h, model_path(SMALL)));
         damage(&h, tensors[i], 5, 0x7E00);
-        folollm *f = load_memory(&h, NULL);
+        folollm *f = load_memory(&h, &o);
         CHECK(folollm_seq_open(f, NULL, &seq, &error) == FOLOLLM_OK);
         CHECK_TEXT(folollm_prefill(f, seq, tokens, 3, NULL, &error) == FOLOLLM_E_NUMERIC, tensors[i]);
         CHECK_TEXT(folollm_decode_step(f, &seq, tokens, 1, &error) == FOLOLLM_E_NUMERIC, tensors[i]);
@@ -1268,13 +1270,13 @@ static void test_dirty_memory(void) {
     static const char *const models[] = {SMALL, "tests/vectors/models/mistral-window-old",
                                          "tests/vectors/models/qwen3-window-mixed",
                                          "tests/vectors/models/qwen2-mqa-bf16", SHAKESPEARE};
-    for (size_t i = 0; i < FL_COUNT(models) * 3; i++) {
+    for (size_t i = 0; i < FL_COUNT(models) * 5; i++) {
         static const int values[] = {0, 0xFF, 0x7F};
         uint64_t bits[3];
         for (size_t k = 0; k < 3; k++) {
-            folollm_options o = {.n_threads = 1u + i % 2, .kv = (folollm_kv_type)(i % 3), .context = 64};
+            folollm_options o = {.n_threads = 1u + i % 2, .kv = (folollm_kv_type)(i % 5), .context = 64};
             folollm *f = NULL;
-            CHECK(folollm_load(model_path(models[i / 3]), &o, &f, &error) == FOLOLLM_OK);
+            CHECK(folollm_load(model_path(models[i / 5]), &o, &f, &error) == FOLOLLM_OK);
             if (f == NULL) {
                 return;
             }

@@ -205,9 +205,9 @@ typedef struct fl_rope_job {
     size_t qkv_stride;
 } fl_rope_job;
 
-/* Queries and keys are rotated before they become integers, in blocks of the largest power of two that divides head_dim.
- * Their numbers come out alike in size, so that no channel sets a scale too coarse for the others (QuaRot, Ashkboos et
- * al., 2024), and their products stay what they were, times the block. Values have no such channels. */
+/* Queries and keys are rotated before they become integers, in blocks of the largest power of two that divides
+ * head_dim. Their numbers come out alike in size, so that no channel sets a scale too coarse for the others (QuaRot,
+ * Ashkboos et al., 2024), and their products stay what they were, times the block. Values have no such channels. */
 static size_t fl_rotation(size_t head_dim) {
     return head_dim & (~head_dim + 1);
 }

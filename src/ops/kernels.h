@@ -39,8 +39,8 @@ typedef struct fl_kernels {
     void (*rmsnorm)(const float *x, const float *w, size_t n, float epsilon, float *y);
     /* Rotate (x_i, x_{i + half}) by the angle whose cosine and sine are given, i < half. */
     void (*rotate)(float *x, const float *cosines, const float *sines, size_t half);
-    /* In blocks of `block`, a power of two: x = H x with the matrix of 1 and -1 of Sylvester and Hadamard (H H = block).
-     * n is a multiple of block. */
+    /* x = H x in blocks of `block`, a power of two that divides n, with the matrix of 1 and -1 of Sylvester and
+     * Hadamard: H H = block. */
     void (*hadamard)(float *x, size_t n, size_t block);
     /* Integers such that q * the returned scale is about x (n): of 8 bits, from -127 to 127; of 4, from -8 to 7. The
      * number of the largest magnitude becomes the least, so the scale may be negative, and what would pass the most is

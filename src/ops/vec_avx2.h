@@ -153,7 +153,7 @@ typedef struct fl_avx2_sums {
 } fl_avx2_sums;
 typedef fl_avx2_sums fl_avx2_quad;
 
-/* Of 8 bits, keys are signed here: no product of the sum is too many. */
+/* Of 8 bits, keys are made signed again, and nothing goes off. */
 FL_AVX2 fl_avx2_sums fl_avx2_sums_of(folollm_kv_type type, int32_t q_sum) {
     __m256i n = _mm256_set1_epi32(type == FOLOLLM_KV_Q8 ? 0 : -8 * q_sum);
     fl_avx2_sums s = {{n, n}};
@@ -162,21 +162,24 @@ FL_AVX2 fl_avx2_sums fl_avx2_sums_of(folollm_kv_type type, int32_t q_sum) {
 FL_AVX2 __m256i fl_avx2_wide_bytes(const uint8_t *p) {
     return _mm256_loadu_si256((const __m256i *)(const void *)p);
 }
+FL_AVX2 fl_avx2_quad fl_avx2_quad_of(__m256i a, __m256i b) {
+    fl_avx2_quad k = {{a, b}};
+    return k;
+}
 FL_AVX2 fl_avx2_quad fl_avx2_load_quads(const uint8_t *p) {
     __m256i sign = _mm256_set1_epi8(-128);
-    fl_avx2_quad k = {{_mm256_xor_si256(fl_avx2_wide_bytes(p), sign), _mm256_xor_si256(fl_avx2_wide_bytes(p + 32), sign)}};
-    return k;
+    return fl_avx2_quad_of(_mm256_xor_si256(fl_avx2_wide_bytes(p), sign),
+                           _mm256_xor_si256(fl_avx2_wide_bytes(p + 32), sign));
 }
 FL_AVX2 fl_avx2_quad fl_avx2_low_quads(const uint8_t *p) {
     __m256i mask = _mm256_set1_epi8(15);
-    fl_avx2_quad k = {{_mm256_and_si256(fl_avx2_wide_bytes(p), mask), _mm256_and_si256(fl_avx2_wide_bytes(p + 32), mask)}};
-    return k;
+    return fl_avx2_quad_of(_mm256_and_si256(fl_avx2_wide_bytes(p), mask),
+                           _mm256_and_si256(fl_avx2_wide_bytes(p + 32), mask));
 }
 FL_AVX2 fl_avx2_quad fl_avx2_high_quads(const uint8_t *p) {
     __m256i mask = _mm256_set1_epi8(15);
-    fl_avx2_quad k = {{_mm256_and_si256(_mm256_srli_epi16(fl_avx2_wide_bytes(p), 4), mask),
-                       _mm256_and_si256(_mm256_srli_epi16(fl_avx2_wide_bytes(p + 32), 4), mask)}};
-    return k;
+    return fl_avx2_quad_of(_mm256_and_si256(_mm256_srli_epi16(fl_avx2_wide_bytes(p), 4), mask),
+                           _mm256_and_si256(_mm256_srli_epi16(fl_avx2_wide_bytes(p + 32), 4), mask));
 }
 /* Two products of 8 bits, added, still fit a word: 2 * 127 * 127, or 2 * 15 * 127. The unsigned factor is |q|, or k. */
 FL_AVX2 __m256i fl_avx2_half_dot(folollm_kv_type type, __m256i sums, __m256i k, __m256i q) {
