@@ -13,7 +13,7 @@
 #pragma STDC FP_CONTRACT OFF
 #elif defined(__GNUC__) && !defined(__clang__)
 #pragma GCC push_options
-#pragma GCC optimize("no-fast-math", "fp-contract=off")
+#pragma GCC optimize("no-fast-math", "fp-contract=off", "expensive-optimizations")
 #endif
 
 /* ==== src/base/base.h ==== */
