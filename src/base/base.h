@@ -35,6 +35,13 @@
 #define FL_UNLIKELY(x) (x)
 #endif
 
+/* Tell the processor that the cache line at an address, which need not exist, will be read soon. */
+#if defined(__GNUC__) || defined(__clang__)
+#define FL_PREFETCH(address) __builtin_prefetch((const void *)(address), 0, 3)
+#else
+#define FL_PREFETCH(address) ((void)(address))
+#endif
+
 #define FL_COUNT(array) (sizeof(array) / sizeof((array)[0]))
 #define FL_ALIGN 64 /* a cache line, and the widest vector */
 

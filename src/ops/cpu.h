@@ -10,6 +10,7 @@ typedef struct fl_cpu_backend {
     const fl_kernels *kernels;
     fl_pool *pool;   /* not owned; NULL: the calling thread alone */
     uint32_t n_slots;
+    size_t ahead;    /* bytes by which weights are prefetched */
     float *normed;   /* (n_rows, dim) padded */
     float *scratch;  /* (n_slots, slot_floats) */
     size_t slot_floats;

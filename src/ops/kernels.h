@@ -32,9 +32,10 @@ typedef struct fl_kernels {
     /* y[r * y_stride + o] = x_r . w_o for n_rows rows of x and n_outs rows of w, both of k floats, whole vectors */
     void (*matmul)(const float *x, size_t x_stride, size_t n_rows, const float *w, size_t w_stride, size_t n_outs,
                    size_t k, float *y, size_t y_stride);
-    /* The same for few rows, with w as it is stored (k numbers of type a row, packed). x has whole vectors. */
+    /* The same for few rows, with w as it is stored (k numbers of type a row, packed). x has whole vectors. ahead: how
+     * many bytes before their turn the weights are prefetched, or 0. */
     void (*matvec)(fl_dtype type, const float *x, size_t x_stride, size_t n_rows, const void *w, size_t n_outs,
-                   size_t k, float *y, size_t y_stride);
+                   size_t k, size_t ahead, float *y, size_t y_stride);
     /* y (n) = x / sqrt(mean(x^2) + epsilon) * w */
     void (*rmsnorm)(const float *x, const float *w, size_t n, float epsilon, float *y);
     /* Rotate (x_i, x_{i + half}) by the angle whose cosine and sine are given, i < half. */
