@@ -154,21 +154,6 @@ static void test_neighbours(folollm_kv_type kv, const float *reference) {
     CHECK(widths[3] + widths[4] + widths[5] + widths[6] > 20);
 }
 
-/* gcc -O1 leaves the upper halves of vector registers in use, and then code without AVX runs at a fraction of its speed:
- * to be called before scalar kernels. */
-#if defined(__x86_64__)
-__attribute__((target("avx"))) static void clear_vectors(void) {
-    _mm256_zeroupper();
-}
-#endif
-static void before_scalar(void) {
-#if defined(__x86_64__)
-    if (fl_cpu_features().avx2) {
-        clear_vectors();
-    }
-#endif
-}
-
 static void prefill_with(folollm_kv_type kv, folollm_isa isa, uint32_t n_threads, float *logits) {
     folollm_options o = {.n_threads = n_threads, .kv = kv, .isa = isa, .chunk = 13};
     folollm *f = open_engine(o);
@@ -182,7 +167,6 @@ static void test_kv_types(void) {
     float *reference = malloc((size_t)LENGTH * vocab * sizeof *reference);
     float *other = malloc((size_t)LENGTH * vocab * sizeof *other);
     for (size_t i = 0; i < FL_COUNT(types); i++) {
-        before_scalar();
         prefill_with(types[i], FOLOLLM_ISA_SCALAR, 1, reference);
         for (int isa = FOLOLLM_ISA_AVX2; isa <= FOLOLLM_ISA_AVX512 && fl_kernels_of((folollm_isa)isa) != NULL; isa++) {
             prefill_with(types[i], (folollm_isa)isa, 3, other);

@@ -51,21 +51,6 @@ static size_t all_tables(const fl_kernels *tables[4]) {
     return n;
 }
 
-/* gcc -O1 leaves the upper halves of vector registers in use, and then code without AVX runs at a fraction of its speed:
- * to be called before scalar kernels. */
-#if defined(__x86_64__)
-__attribute__((target("avx"))) static void clear_vectors(void) {
-    _mm256_zeroupper();
-}
-#endif
-static void before_scalar(void) {
-#if defined(__x86_64__)
-    if (fl_cpu_features().avx2) {
-        clear_vectors();
-    }
-#endif
-}
-
 /* ---- Kernels -- */
 
 static void test_hadamard(const fl_kernels *k, size_t d) {
@@ -287,7 +272,6 @@ enum { TOKENS = 75, HEADS = 6, KV_HEADS = 2, PAGES = (TOKENS + FL_PAGE_TOKENS - 
  * order, and everything else is NaN. */
 static void attend(const fl_kernels *k, folollm_kv_type type, size_t d, uint32_t window, const float *qkv, float *out) {
     size_t n_qkv = TOKENS * fl_padded((HEADS + 2 * KV_HEADS) * d);
-    before_scalar();
     fl_limits limits = {.n_rows = TOKENS, .head_dim = d, .group = HEADS / KV_HEADS};
     fl_kv kv = {.type = type, .n_layers = 2, .n_pages = PAGES + 1, .n_kv_heads = KV_HEADS, .head_dim = d};
     fl_attention a = {.n_heads = HEADS, .n_kv_heads = KV_HEADS, .head_dim = d, .scale = 1 / sqrtf((float)d),
@@ -326,7 +310,6 @@ static void attend(const fl_kernels *k, folollm_kv_type type, size_t d, uint32_t
 
 /* NMSE to attention in float64. */
 static double attention_error(size_t d, uint32_t window, const float *qkv, const float *out) {
-    before_scalar();
     size_t in_stride = fl_padded((HEADS + 2 * KV_HEADS) * d), out_stride = fl_padded(HEADS * d);
     double wrong = 0, all = 0;
     for (size_t row = 0; row < TOKENS; row++) {
@@ -506,7 +489,6 @@ static uint32_t log_softmax(const float *logits, uint32_t n, double *log_p) {
 }
 
 static void compare(const float *reference, const float *logits, size_t n_rows, uint32_t vocab, quality *total) {
-    before_scalar();
     double *p = malloc(vocab * sizeof *p), *q = malloc(vocab * sizeof *q);
     for (size_t row = 0; row < n_rows; row++) {
         double divergence = 0;
