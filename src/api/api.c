@@ -279,7 +279,7 @@ FOLOLLM_API folollm_status folollm_seq_open(folollm *f, const folollm_sampling *
 FOLOLLM_API folollm_status folollm_seq_fork(folollm *f, folollm_seq seq, const folollm_sampling *sampling,
                                             folollm_seq *out, folollm_error *error) {
     fl_sampling checked;
-    fl_sequence *from, *to;
+    fl_sequence *from = NULL, *to = NULL;
     FL_TRY(fl_need_sequence(f, seq, &from, error));
     if (out == NULL) {
         return fl_fail(error, FOLOLLM_E_ARGUMENT, "seq_fork: a place for the sequence is needed");
