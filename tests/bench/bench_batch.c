@@ -29,7 +29,7 @@ typedef struct list {
 } list;
 
 static const char *model;
-static const char *const kv_names[] = {"f16", "f32", "bf16"};
+static const char *const kv_names[] = {"f16", "f32", "bf16", "q8", "q4"};
 static uint32_t n_threads, kv, chunk;
 static uint32_t n_requests = 64, length_min = 16, length_max = 512, prompt_length, answer_length, n_running = 16;
 static uint32_t arrival_running = 8, arrival_prompt = 4096, arrival_steps = 64;
@@ -463,7 +463,7 @@ static void run_experiment(const char *name, const char *mode)
 
 static void print_usage(void)
 {
-    fputs("usage: bench_batch -m MODEL [OPTIONS] [--mode continuous|static|single] [--kv f16|f32|bf16] "
+    fputs("usage: bench_batch -m MODEL [OPTIONS] [--mode continuous|static|single] [--kv f16|f32|bf16|q8|q4] "
           "throughput|arrival|prefix|overrun...\n", stderr);
     for (size_t i = 0; i < sizeof options / sizeof options[0]; i++) {
         const option *o = &options[i];
@@ -509,7 +509,7 @@ static const option *find_option(const char *name)
 
 static uint32_t find_kv(const char *name)
 {
-    for (uint32_t i = 0; i < 3; i++) {
+    for (uint32_t i = 0; i < sizeof kv_names / sizeof kv_names[0]; i++) {
         if (strcmp(name, kv_names[i]) == 0) {
             return i;
         }
