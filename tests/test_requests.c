@@ -80,7 +80,6 @@ typedef struct job {
     folollm_token prompt[PROMPT_MAX];
     size_t n_prompt;
     folollm_sampling sampling;
-    uint32_t n_answers;
 
     folollm_token tokens[OUTPUT_MAX];
     uint64_t digests[OUTPUT_MAX]; /* of the logits that each token was chosen from */
@@ -152,7 +151,7 @@ typedef struct run {
     char text[JOBS_MAX][TEXT_MAX];
     size_t n_bytes[JOBS_MAX];
     folollm_seq seqs[JOBS_MAX];
-    size_t n_live, n_events, n_calls, n_wrong;
+    size_t n_live, n_events, n_wrong;
     bool logits_stay; /* nothing else uses the executor */
 } run;
 
@@ -200,7 +199,6 @@ static void step_run(run *r, const folollm_budget *budget, size_t room) {
     folollm_stats before = stats_of(r->f);
     folollm_status status = folollm_step(r->f, budget, events, &n, &error);
     folollm_stats after = stats_of(r->f);
-    r->n_calls++;
     if (!CHECK(status == FOLOLLM_OK && n <= room)) {
         printf("    %d %s\n", status, error.text);
         exit(1);
@@ -264,7 +262,6 @@ static void make_jobs(const char *model, size_t n, size_t longest, uint32_t n_ou
 
 typedef struct totals {
     uint64_t steps, slices, preemptions, found, evicted, runs, events;
-    uint64_t widths[33]; /* requests in a step */
 } totals;
 
 static void add_totals(totals *t, const run *r) {

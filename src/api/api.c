@@ -73,8 +73,7 @@ static void fl_info_model(const folollm *f, folollm_info *info) {
     info->max_requests = f->max_requests;
     info->max_running = f->max_running;
     info->kv = f->settings.kv;
-    const fl_kv kv = {.type = f->settings.kv, .head_dim = c->head_dim};
-    info->kv_token_bytes = 2 * (uint64_t)c->n_layers * c->n_kv_heads * fl_kv_row_bytes(&kv);
+    info->kv_token_bytes = 2 * (uint64_t)c->n_layers * c->n_kv_heads * fl_kv_row_bytes(&f->worker.kv);
 }
 
 FOLOLLM_API void folollm_get_info(const folollm *f, folollm_info *info) {

@@ -166,18 +166,6 @@ static void fl_driver_choose(fl_driver *d, fl_request *r, const float *logits) {
     }
 }
 
-/* Another answer that waited for the prompt which r has just computed; NULL: none is left. */
-static fl_request *fl_driver_follower(const fl_driver *d, const fl_request *r) {
-    const fl_scheduler *s = &d->scheduler;
-    uint32_t index = fl_request_index(s, r);
-    for (uint32_t i = 0; i < s->n_requests; i++) {
-        if (i != index && s->requests[i].state == FL_REQUEST_WAITING && s->requests[i].leader == index) {
-            return &s->requests[i];
-        }
-    }
-    return NULL;
-}
-
 /* One choice more; false: all are made. Those that share r's prompt come before it, while it holds the prompt alone. */
 static bool fl_driver_sample(fl_driver *d) {
     fl_scheduler *s = &d->scheduler;
@@ -188,7 +176,7 @@ static bool fl_driver_sample(fl_driver *d) {
             continue;
         }
         const float *logits = fl_executor_row(d->executor, d->executor->logits, r->logits_row);
-        fl_request *follower = fl_driver_follower(d, r);
+        fl_request *follower = fl_scheduler_follower(s, r);
         if (follower != NULL) {
             fl_scheduler_follow(s, r, follower);
             follower->event.metrics.wait_us = fl_driver_now(d) - follower->submitted_us;
@@ -221,7 +209,6 @@ static void fl_driver_begin(fl_driver *d) {
     }
     fl_executor_begin(d->executor, d->executor->logits);
     d->running = true;
-    d->computed = false;
     d->n_sampled = 0;
     d->longest_us = 0;
     d->executor->stats.steps++;
@@ -246,7 +233,6 @@ static void fl_driver_commit(fl_driver *d) {
         }
     }
     fl_driver_let_go(d);
-    d->computed = true;
     if (d->until == UINT64_MAX || prompt_rows == 0) {
         return;
     }
@@ -297,7 +283,7 @@ static void fl_driver_move(fl_driver *d, fl_op op) {
  * times: one hiccup of the machine shall not end the next calls early. */
 static bool fl_driver_run(fl_driver *d) {
     while (d->running) {
-        fl_op op = d->computed ? FL_OP_DONE : d->executor->worker->forward.op;
+        fl_op op = d->executor->worker->forward.op;
         if (fl_driver_must_rest(d, d->took_us[op][d->took_us[op][1] < d->took_us[op][0]])) {
             d->executor->stats.slices++;
             return false;

@@ -17,8 +17,7 @@ typedef struct fl_driver {
     fl_slice fine;        /* of ops, where time counts */
 
     /* The step at hand. */
-    bool running;         /* there is one */
-    bool computed;        /* its forward pass is over */
+    bool running;         /* there is one; the worker's forward pass is its own, and FL_OP_DONE when only choices are left */
     uint32_t n_sampled;   /* of the placed requests */
 
     /* Time, in microseconds. */

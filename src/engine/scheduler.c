@@ -79,22 +79,28 @@ static void fl_leave_queue(fl_scheduler *s, const fl_request *r) {
     }
 }
 
-/* The first of those that waited for r's prompt computes it for the others. */
-static void fl_pass_lead(fl_scheduler *s, uint32_t from) {
-    uint32_t heir = from;
+FL_LOCAL fl_request *fl_scheduler_follower(const fl_scheduler *s, const fl_request *r) {
+    uint32_t index = fl_request_index(s, r);
     for (uint32_t i = 0; i < s->n_requests; i++) {
-        fl_request *r = &s->requests[i];
-        if (i != from && r->state == FL_REQUEST_WAITING && r->leader == from) {
-            heir = heir == from ? i : heir;
-            r->leader = heir;
+        if (i != index && s->requests[i].state == FL_REQUEST_WAITING && s->requests[i].leader == index) {
+            return &s->requests[i];
         }
+    }
+    return NULL;
+}
+
+/* The first of those that waited for r's prompt computes it for the others. */
+static void fl_pass_lead(fl_scheduler *s, const fl_request *r) {
+    const fl_request *heir = fl_scheduler_follower(s, r);
+    for (fl_request *next; (next = fl_scheduler_follower(s, r)) != NULL;) {
+        next->leader = fl_request_index(s, heir);
     }
 }
 
 FL_LOCAL void fl_scheduler_end(fl_scheduler *s, fl_request *r) {
     fl_leave_queue(s, r);
     r->state = FL_REQUEST_OVER;
-    fl_pass_lead(s, fl_request_index(s, r));
+    fl_pass_lead(s, r);
     if (r->n_rows == 0) {
         fl_release_pages(s, r);
     }

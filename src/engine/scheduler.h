@@ -98,6 +98,9 @@ FL_LOCAL void fl_scheduler_plan(fl_scheduler *s, uint32_t max_rows, uint32_t max
 /* The rows of a placed request are computed. */
 FL_LOCAL void fl_scheduler_commit(fl_scheduler *s, fl_request *r);
 
+/* Another answer that waits for r to compute its prompt; NULL: none does. */
+FL_LOCAL fl_request *fl_scheduler_follower(const fl_scheduler *s, const fl_request *r);
+
 /* `leader` has computed the prompt of r: r goes on from its pages. */
 FL_LOCAL void fl_scheduler_follow(fl_scheduler *s, const fl_request *leader, fl_request *r);
 
