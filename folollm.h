@@ -142,6 +142,22 @@ typedef enum folollm_kv_type {
     FOLOLLM_KV_Q4 = 4  /* 4 bits, the same: about a quarter. Costs quality: README says how much */
 } folollm_kv_type;
 
+/* What the matrices of a model are computed as; each is converted while loading, with two copies of no tensor at once.
+ * Packed types are multiplied with activations of 8 bits, a scale for every 32 of them. */
+typedef enum folollm_weights {
+    FOLOLLM_WEIGHTS_AS_STORED = 0, /* default: as the checkpoint has them, in place where they can be mapped */
+    FOLOLLM_WEIGHTS_F32 = 1,
+    FOLOLLM_WEIGHTS_F16 = 2,
+    FOLOLLM_WEIGHTS_BF16 = 3,
+    FOLOLLM_WEIGHTS_Q8 = 4,     /* 8.5 bits a weight: 8, and a scale for 32 (GGUF's Q8_0) */
+    FOLOLLM_WEIGHTS_Q8_ROW = 5, /* 8 bits, one scale a row */
+    FOLOLLM_WEIGHTS_Q4 = 6,     /* 4.5: 4, and a scale for 32 (Q4_0); embedding and head are q6_k */
+    FOLOLLM_WEIGHTS_Q4_K = 7,   /* 4.6: 4, a scale and a minimum for 32 (Q4_K); the same */
+    FOLOLLM_WEIGHTS_Q5_K = 8,   /* 5.6: 5, the same (Q5_K) */
+    FOLOLLM_WEIGHTS_Q6_K = 9    /* 6.6: 6, and a scale for 16 (Q6_K). Rows that are no multiple of 256 are q8 instead
+                                   of any K type */
+} folollm_weights;
+
 typedef enum folollm_isa { /* which kernels compute; all of them give the same bits */
     FOLOLLM_ISA_BEST = 0,  /* default: the widest that this processor has */
     FOLOLLM_ISA_SCALAR = 1,
@@ -168,6 +184,8 @@ typedef struct folollm_options {
     uint32_t max_requests;     /* most answers submitted and not yet finished; 0: 64. At most 4096 */
     uint32_t max_running;      /* most of them in one step; 0: 16. The others wait */
     int no_prefix_cache;       /* 1: submitted prompts find nothing of what was computed before */
+    folollm_weights weights;   /* folollm_share ignores it */
+    int float_activations;     /* 1: packed weights are multiplied as floats with floats: slow, to see what integers cost */
 } folollm_options;
 
 /* Bytes by class. `allocated` is what the handle takes from the host's allocator and keeps until it is freed;
@@ -186,7 +204,8 @@ typedef struct folollm_memory {
 
 typedef struct folollm_info {
     char architecture[32]; /* model_type of config.json */
-    char weights[8];       /* "bf16", "f16", "f32", or "mixed" */
+    char weights[8];       /* "bf16", "f16", "f32", "q8", "q8_row", "q4", "q4_k", "q5_k", "q6_k", as options.weights
+                              or as stored; "mixed" if stored so */
     char kernels[8];       /* "scalar", "avx2", "avx512" */
     char chat_format[16];  /* "chatml", "llama3", "mistral", or "" when the template is none of these */
     uint64_t n_params;     /* numbers in the checkpoint's bound tensors; a tied head counts once */

@@ -176,7 +176,7 @@ typedef enum kind {
     KIND_KV,     /* folollm_kv_type */
     KIND_ISA,    /* folollm_isa */
     KIND_DEVICE, /* checked, not kept */
-    KIND_WEIGHTS /* refused */
+    KIND_WEIGHTS /* folollm_weights */
 } kind;
 
 typedef struct option {
@@ -228,7 +228,9 @@ static const option options[] = {
     {"--json", NULL, BENCH, KIND_FLAG, AT(json), 0, 0, "one JSON object per row and repeat"},
     {"-t", "N", ALL, KIND_COUNT, AT(engine.n_threads), 1, 4096, "threads (all cores)"},
     {"--device", "NAME", ALL, KIND_DEVICE, 0, 0, 0, "cpu (cpu)"},
-    {"--weights", "TYPE", ALL, KIND_WEIGHTS, 0, 0, 0, NULL},
+    {"--weights", "TYPE", ALL, KIND_WEIGHTS, AT(engine.weights), 0, 0,
+     "convert while loading: f32, f16, bf16, q8, q8_row, q4, q4_k, q5_k or q6_k (as stored)"},
+    {"--float", NULL, ALL, KIND_FLAG, AT(engine.float_activations), 0, 0, "with q types: activations stay floats; slow"},
     {"--kv", "TYPE", ALL, KIND_KV, AT(engine.kv), 0, 0, "keys and values: f16, f32, bf16, q8 or q4 (f16)"},
     {"--isa", "NAME", ALL, KIND_ISA, AT(engine.isa), 0, 0, "scalar, avx2 or avx512 (the best there is)"},
     {"--context", "N", ALL, KIND_COUNT, AT(engine.context), 1, MOST, "most tokens of a sequence (4096 at most)"},
@@ -400,6 +402,8 @@ static int parse_word(unsigned bit, const option *o, const char *text, const cha
 }
 
 static const char *const kv_names[] = {"f16", "f32", "bf16", "q8", "q4"};    /* by folollm_kv_type */
+static const char *const weights_names[] = {"stored", "f32",  "f16",  "bf16", "q8",
+                                            "q8_row", "q4",   "q4_k", "q5_k", "q6_k"}; /* by folollm_weights */
 static const char *const isa_names[] = {"best", "scalar", "avx2", "avx512"}; /* by folollm_isa */
 
 /* What is asked for rightly but is not there is an error like any other, and no bad usage. */
@@ -426,7 +430,10 @@ static void set_option(settings *s, const option *o, const char *text)
     case KIND_KV: s->engine.kv = (folollm_kv_type)parse_word(s->command, o, text, kv_names, 5); break;
     case KIND_ISA: s->engine.isa = (folollm_isa)parse_word(s->command, o, text, isa_names, 4); break;
     case KIND_DEVICE: parse_device(s->command, o, text); break;
-    case KIND_WEIGHTS: die("--weights %s: the weights are used as they are; nothing here quantises", text);
+    case KIND_WEIGHTS:
+        s->engine.weights =
+            (folollm_weights)parse_word(s->command, o, text, weights_names, LENGTH(weights_names));
+        break;
     }
     if (*end != '\0') {
         misuse(s->command, "%s %s: not a whole number", o->name, text);

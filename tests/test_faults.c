@@ -287,8 +287,12 @@ static void fail_every(fault kind, const folollm_options *o, uint64_t clean, uin
 static void test_faults_of(const char *directory, bool tokenizer, uint64_t stride) {
     static const fault file_kinds[] = {FAULT_OPEN, FAULT_EMPTY, FAULT_LONG, FAULT_ENDLESS, FAULT_READ, FAULT_MAP};
     uint64_t bits = 0;
-    for (int variant = 0; variant < 4; variant++) { /* copied, mapped, mapped and misaligned, two threads */
-        folollm_options o = {.copy_weights = variant == 0, .n_threads = variant == 3 ? 2 : 1, .max_seqs = 4,
+    for (int variant = 0; variant < 6; variant++) { /* copied, mapped, mapped and misaligned, threads, q8, q4 */
+        folollm_options o = {.copy_weights = variant == 0, .n_threads = variant == 3 || variant == 5 ? 2 : 1,
+                             .weights = variant == 4   ? FOLOLLM_WEIGHTS_Q8
+                                        : variant == 5 ? FOLOLLM_WEIGHTS_Q4
+                                                       : FOLOLLM_WEIGHTS_AS_STORED,
+                             .max_seqs = 4,
                              .context = 64, .pool_tokens = 192, .chunk = variant == 2 ? 3 : 16};
         host_init(&host, true);
         host.shift = variant == 2;
@@ -300,11 +304,11 @@ static void test_faults_of(const char *directory, bool tokenizer, uint64_t strid
             host_put_tokenizer(&host);
         }
         uint64_t clean = scenario(&o, true);
-        bits = variant == 0 ? clean : bits;
+        bits = variant == 0 || variant > 3 ? clean : bits;
         CHECK_TEXT(clean == bits, "the same bits copied, mapped, misaligned and with threads");
-        fail_every(FAULT_ALLOCATE, &o, clean, variant < 2 ? stride : stride * 3);
+        fail_every(FAULT_ALLOCATE, &o, clean, variant < 2 || variant == 5 ? stride : stride * 3);
         fail_every(FAULT_PROGRESS, &o, clean, stride);
-        for (size_t i = 0; i < FL_COUNT(file_kinds) && variant < 3; i++) {
+        for (size_t i = 0; i < FL_COUNT(file_kinds) && (variant < 3 || variant == 4); i++) {
             fail_every(file_kinds[i], &o, clean, stride);
         }
         host_free(&host);
@@ -406,6 +410,9 @@ static void test_plan(void) {
         {.n_threads = 1, .max_seqs = 33, .pool_tokens = 1000, .chunk = 1},
         {.n_threads = 2, .max_seqs = 3, .pool_tokens = 17, .chunk = 500, .context = 50, .copy_weights = 1},
         {.n_threads = 1, .isa = FOLOLLM_ISA_SCALAR, .pool_tokens = 1},
+        {.n_threads = 1, .weights = FOLOLLM_WEIGHTS_Q4},
+        {.n_threads = 3, .weights = FOLOLLM_WEIGHTS_BF16, .copy_weights = 1},
+        {.n_threads = 2, .weights = FOLOLLM_WEIGHTS_Q6_K, .float_activations = 1},
     };
     for (size_t m = 0; m < FL_COUNT(models); m++) {
         for (size_t i = 0; i < FL_COUNT(sets); i++) {

@@ -35,6 +35,9 @@ static folollm_status fl_check_options(const folollm_options *o, folollm_error *
     if ((unsigned)o->kv > FOLOLLM_KV_Q4 || (unsigned)o->isa > FOLOLLM_ISA_AVX512) {
         return fl_fail(error, FOLOLLM_E_ARGUMENT, "options.kv or options.isa is none of its constants");
     }
+    if ((unsigned)o->weights > FOLOLLM_WEIGHTS_Q6_K) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "options.weights is none of its constants");
+    }
     if (fl_kernels_of(o->isa) == NULL) {
         return fl_fail(error, FOLOLLM_E_UNSUPPORTED, "this processor does not have the instructions of options.isa");
     }
@@ -63,6 +66,7 @@ static folollm_status fl_settle_options(folollm *f, const folollm_options *o, fo
     s->n_threads = o->n_threads != 0 ? o->n_threads : fl_n_cores();
     s->n_threads = s->n_threads < FL_THREADS_MAX ? s->n_threads : FL_THREADS_MAX;
     s->kv = o->kv;
+    s->float_activations = o->float_activations != 0;
     s->kernels = fl_kernels_of(o->isa);
     f->max_seqs = o->max_seqs != 0 ? o->max_seqs : FL_SEQS_DEFAULT;
     f->max_requests = o->max_requests != 0 ? o->max_requests : FL_REQUESTS_DEFAULT;
@@ -126,7 +130,7 @@ static folollm_status fl_checkpoint_read(fl_checkpoint *c, const char *path, con
                                          folollm_error *error) {
     bool has_tokenizer;
     if (!c->tokenizer_only) {
-        FL_TRY(fl_weights_open(&c->memory, &c->weights, path, o->copy_weights != 0, error));
+        FL_TRY(fl_weights_open(&c->memory, &c->weights, path, o->copy_weights != 0, o->weights, error));
         c->has_config = true;
     }
     FL_TRY(fl_generation_read(&c->memory, &c->generation, path, error));
@@ -199,6 +203,11 @@ static void fl_engine_plan(folollm *f, bool owner) {
         p->weights = c->weights_bytes;
         p->mapped = c->has_config ? c->weights.mapped_bytes : 0;
         p->temporary = c->temporary_bytes;
+        if (c->has_config) {
+            uint64_t names = fl_tensors_names_bytes(&c->weights.tensors);
+            uint64_t loading = names + fl_weights_temporary_bytes(&c->weights, f->settings.n_threads);
+            p->temporary = loading > p->temporary ? loading : p->temporary;
+        }
     }
     p->scratch = fl_arena_bytes(&f->worker.scratch) + fl_pool_bytes(f->settings.n_threads);
     p->kv_cache = fl_arena_bytes(&f->worker.cache);
@@ -270,7 +279,7 @@ static folollm_status fl_engine_open(fl_checkpoint *c, const folollm_options *o,
         return status;
     }
     if (load && c->has_config) {
-        status = fl_weights_load(&c->memory, &c->weights, error);
+        status = fl_weights_load(&c->memory, &c->weights, f->settings.n_threads, error);
     }
     if (status == FOLOLLM_OK) {
         status = fl_engine_start(f, error);

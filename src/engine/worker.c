@@ -3,6 +3,7 @@
 FL_LOCAL void fl_worker_layout(fl_worker *w, const fl_weights *weights, const fl_worker_options *o) {
     const fl_config *c = &weights->config;
     fl_limits limits = fl_runner_limits(c, o->n_rows);
+    limits.packed = fl_weights_packed(weights);
     w->weights = weights;
     fl_cpu_layout(&w->cpu, &w->scratch, &limits, o->n_threads);
     fl_activations_layout(&w->activations, &w->scratch, &limits);
@@ -25,6 +26,7 @@ FL_LOCAL folollm_status fl_worker_open(fl_memory *m, fl_worker *w, const fl_work
     FL_TRY(fl_pool_open(m, o->n_threads, &w->pool, error));
     fl_worker_layout(w, w->weights, o);
     fl_cpu_init(&w->cpu, o->kernels, w->pool);
+    w->cpu.float_activations = o->float_activations;
     fl_rope_init(&w->rope, &w->weights->config, o->context);
     return FOLOLLM_OK;
 }

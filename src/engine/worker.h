@@ -10,6 +10,7 @@ typedef struct fl_worker_options {
     uint32_t n_pages, n_rows, n_threads, context;
     folollm_kv_type kv;
     const fl_kernels *kernels;
+    bool float_activations;
 } fl_worker_options;
 
 typedef struct fl_worker {

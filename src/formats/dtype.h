@@ -8,6 +8,12 @@ typedef enum fl_dtype {
     FL_F32,
     FL_F16,
     FL_BF16,
+    FL_Q8_0,   /* blocks of 32 numbers of 8 bits */
+    FL_Q8_ROW, /* 8 bits, one scale a row */
+    FL_Q4_0,   /* blocks of 32 numbers of 4 bits */
+    FL_Q4_K,   /* blocks of 256, groups of 32 with a scale and a minimum */
+    FL_Q5_K,
+    FL_Q6_K, /* blocks of 256, groups of 16 with a scale */
     FL_DTYPE_COUNT,
     FL_DTYPE_OTHER = FL_DTYPE_COUNT /* in a file: named, sized, but nothing computes with it */
 } fl_dtype;

@@ -7,6 +7,7 @@
 typedef struct fl_binder {
     fl_memory *memory;
     fl_weights *w;
+    fl_converter *converter; /* NULL while dry, or if nothing is converted */
     uint32_t layer;
     folollm_error *error;
 } fl_binder;
@@ -41,7 +42,6 @@ static folollm_status fl_bind_find(const fl_binder *b, const char *pattern, size
 static folollm_status fl_bind_done(fl_binder *b, const fl_tensor *t) {
     const folollm_host *host = &b->memory->host;
     fl_weights *w = b->w;
-    w->types[t->type] = true;
     w->done_bytes += t->n_bytes;
     if (w->arena.base == NULL) {
         w->n_params += t->n_bytes / fl_dtype_bytes(t->type);
@@ -76,30 +76,55 @@ static folollm_status fl_bind_vector(fl_binder *b, const char *pattern, size_t n
     return fl_bind_done(b, t);
 }
 
+/* The type that a matrix of n_cols columns is computed with. K types come in blocks of 256: other rows, and the head
+ * where 4 or 5 bits are asked for, which then matter most (it makes up a quarter of a small model), get more bits. */
+static fl_dtype fl_bind_type(folollm_weights asked, fl_dtype stored, size_t n_cols, bool is_head) {
+    static const fl_dtype types[] = {FL_F32,  FL_F16,  FL_BF16, FL_Q8_0, FL_Q8_ROW,
+                                     FL_Q4_0, FL_Q4_K, FL_Q5_K, FL_Q6_K}; /* from FOLOLLM_WEIGHTS_F32 on */
+    fl_dtype type = asked == FOLOLLM_WEIGHTS_AS_STORED ? stored : types[asked - FOLOLLM_WEIGHTS_F32];
+    if (is_head && (type == FL_Q4_0 || type == FL_Q4_K || type == FL_Q5_K)) {
+        type = FL_Q6_K;
+    }
+    return fl_is_packed(type) && !fl_packs(type, n_cols) ? FL_Q8_0 : type;
+}
+
+/* A part's matrix where the file has it, or in the arena. */
+static folollm_status fl_bind_data(fl_binder *b, const fl_tensor *t, size_t n_cols, fl_part *part) {
+    fl_weights *w = b->w;
+    fl_file *file = &w->tensors.files[t->file];
+    bool same = part->type == t->type;
+    w->converts = w->converts || !same;
+    if (same && file->map != NULL && ((uintptr_t)file->map + t->offset) % fl_dtype_bytes(t->type) == 0) {
+        part->data = file->map + t->offset;
+        w->mapped_bytes += w->arena.base == NULL ? t->n_bytes : 0;
+        return FOLOLLM_OK;
+    }
+    size_t bytes = fl_matrix_bytes(part->type, part->n_rows, n_cols);
+    if (t->n_bytes > SIZE_MAX || bytes == SIZE_MAX) {
+        return fl_fail(b->error, FOLOLLM_E_MEMORY, "tensor %S is larger than the address space", &t->name);
+    }
+    void *data = fl_take(&w->arena, bytes, 1);
+    part->data = data;
+    if (data == NULL) {
+        return FOLOLLM_OK;
+    }
+    return same ? fl_file_read(file, t->offset, data, bytes, b->error)
+                : fl_convert(b->converter, file, t->offset, t->type, part->n_rows, n_cols, part->type, data, b->error);
+}
+
 /* One more part of a matrix. bias: its pattern, or NULL. */
 static folollm_status fl_bind_part(fl_binder *b, fl_matrix *m, const char *pattern, const char *bias, size_t n_rows,
                                    size_t n_cols) {
     const fl_tensor *t;
     FL_TRY(fl_bind_find(b, pattern, n_rows, n_cols, &t));
-    fl_file *file = &b->w->tensors.files[t->file];
     fl_part *part = &m->parts[m->n_parts++];
     m->n_rows += n_rows;
     m->n_cols = n_cols;
     part->n_rows = n_rows;
-    part->type = t->type;
-    if (file->map != NULL && ((uintptr_t)file->map + t->offset) % fl_dtype_bytes(t->type) == 0) {
-        part->data = file->map + t->offset;
-        b->w->mapped_bytes += b->w->arena.base == NULL ? t->n_bytes : 0;
-    } else {
-        if (t->n_bytes > SIZE_MAX) {
-            return fl_fail(b->error, FOLOLLM_E_MEMORY, "tensor %S is larger than the address space", &t->name);
-        }
-        void *data = fl_take(&b->w->arena, (size_t)t->n_bytes, 1);
-        if (data != NULL) {
-            FL_TRY(fl_file_read(file, t->offset, data, (size_t)t->n_bytes, b->error));
-        }
-        part->data = data;
-    }
+    bool is_head = m == &b->w->embedding || m == &b->w->head;
+    part->type = fl_bind_type(b->w->asked, t->type, n_cols, is_head);
+    b->w->types[part->type] = b->w->types[part->type] || !is_head || part->type == t->type;
+    FL_TRY(fl_bind_data(b, t, n_cols, part));
     if (bias != NULL) {
         FL_TRY(fl_bind_vector(b, bias, n_rows, &part->bias));
     }
@@ -144,9 +169,9 @@ static folollm_status fl_bind_mlp(fl_binder *b, fl_layer *l) {
 }
 
 /* Bind everything into w->arena, dry or real: the same walk, so that both agree. */
-static folollm_status fl_bind_all(fl_memory *m, fl_weights *w, folollm_error *error) {
+static folollm_status fl_bind_all(fl_memory *m, fl_weights *w, fl_converter *converter, folollm_error *error) {
     const fl_config *c = &w->config;
-    fl_binder b = {m, w, 0, error};
+    fl_binder b = {m, w, converter, 0, error};
     memset(&w->embedding, 0, sizeof w->embedding);
     memset(&w->head, 0, sizeof w->head);
     w->done_bytes = 0;
@@ -170,23 +195,50 @@ static folollm_status fl_bind_all(fl_memory *m, fl_weights *w, folollm_error *er
 }
 
 FL_LOCAL folollm_status fl_weights_open(fl_memory *m, fl_weights *w, const char *directory, bool copy,
-                                        folollm_error *error) {
+                                        folollm_weights asked, folollm_error *error) {
     memset(w, 0, sizeof *w);
+    w->asked = asked;
     FL_TRY(fl_config_read(m, &w->config, directory, error));
     FL_TRY(fl_tensors_open(m, &w->tensors, directory, error));
-    for (size_t i = 0; i < w->tensors.n_files && !copy; i++) {
+    for (size_t i = 0; i < w->tensors.n_files && !copy && asked == FOLOLLM_WEIGHTS_AS_STORED; i++) {
         fl_file_map(&w->tensors.files[i]);
     }
-    folollm_status status = fl_bind_all(m, w, error);
+    folollm_status status = fl_bind_all(m, w, NULL, error);
     if (status != FOLOLLM_OK) {
         fl_weights_close(m, w);
     }
     return status;
 }
 
-FL_LOCAL folollm_status fl_weights_load(fl_memory *m, fl_weights *w, folollm_error *error) {
+/* Columns of the widest matrix. */
+static size_t fl_weights_columns(const fl_weights *w) {
+    const fl_config *c = &w->config;
+    return fl_max(fl_max(c->dim, c->ffn_dim), (size_t)c->n_heads * c->head_dim);
+}
+
+FL_LOCAL uint64_t fl_weights_temporary_bytes(const fl_weights *w, uint32_t n_threads) {
+    return w->converts ? fl_converter_bytes(fl_weights_columns(w), n_threads) : 0;
+}
+
+FL_LOCAL bool fl_weights_packed(const fl_weights *w) {
+    bool packed = false;
+    for (int type = 0; type < FL_DTYPE_COUNT; type++) {
+        packed = packed || (w->types[type] && fl_is_packed((fl_dtype)type));
+    }
+    return packed;
+}
+
+FL_LOCAL folollm_status fl_weights_load(fl_memory *m, fl_weights *w, uint32_t n_threads, folollm_error *error) {
+    fl_converter converter;
     FL_TRY(fl_arena_open(m, &w->arena, "the weights", error));
-    FL_TRY(fl_bind_all(m, w, error));
+    if (!w->converts) {
+        FL_TRY(fl_bind_all(m, w, NULL, error));
+    } else {
+        FL_TRY(fl_converter_open(m, &converter, fl_weights_columns(w), n_threads, error));
+        folollm_status status = fl_bind_all(m, w, &converter, error);
+        fl_converter_close(m, &converter);
+        FL_TRY(status);
+    }
     fl_tensors_forget_names(&w->tensors);
     return FOLOLLM_OK;
 }
@@ -203,7 +255,7 @@ static uint64_t fl_vector_fingerprint(const float *v, size_t n, uint64_t h) {
 static uint64_t fl_matrix_fingerprint(const fl_matrix *m, uint64_t h) {
     for (uint32_t i = 0; i < m->n_parts; i++) {
         const fl_part *part = &m->parts[i];
-        size_t n_words = part->n_rows * m->n_cols * fl_dtype_bytes(part->type) / sizeof(uint64_t);
+        size_t n_words = fl_matrix_bytes(part->type, part->n_rows, m->n_cols) / sizeof(uint64_t);
         h = fl_mix(h ^ fl_mix(part->n_rows) ^ fl_mix(m->n_cols << 8 | part->type));
         for (size_t k = 0; k < 16 && n_words > 0; k++) {
             size_t word = k * (n_words - 1) / 15;

@@ -1,10 +1,12 @@
 /* The weights of a model, bound to the roles that the forward pass knows. Matrices stay where the file has them when
- * that is mapped and aligned; norms and biases become float. Immutable after load. */
+ * that is mapped and aligned, unless they are to be of another type; norms and biases become float. Immutable after
+ * load. */
 #ifndef FL_WEIGHTS_H
 #define FL_WEIGHTS_H
 
 #include "formats/safetensors.h"
 #include "model/config.h"
+#include "model/convert.h"
 #include "ops/ops.h"
 
 typedef struct fl_layer {
@@ -24,16 +26,24 @@ typedef struct fl_weights {
     fl_layer *layers;          /* (n_layers) */
     fl_arena arena;
     uint64_t mapped_bytes, n_params, done_bytes, total_bytes;
-    bool types[FL_DTYPE_COUNT]; /* which are there */
+    folollm_weights asked;      /* what matrices are to be */
+    bool types[FL_DTYPE_COUNT]; /* which matrices have; a head that was converted does not count */
+    bool converts;              /* is one of them of another type in its file? */
 } fl_weights;
 
 /* Read the headers, check every tensor against the config, and count: w->arena holds what fl_weights_load will take.
  * On failure nothing stays open. */
 FL_LOCAL folollm_status fl_weights_open(fl_memory *m, fl_weights *w, const char *directory, bool copy,
-                                        folollm_error *error);
+                                        folollm_weights asked, folollm_error *error);
 
 /* After open: allocate, read or map. */
-FL_LOCAL folollm_status fl_weights_load(fl_memory *m, fl_weights *w, folollm_error *error);
+FL_LOCAL folollm_status fl_weights_load(fl_memory *m, fl_weights *w, uint32_t n_threads, folollm_error *error);
+
+/* What loading holds for its time beside what stays. */
+FL_LOCAL uint64_t fl_weights_temporary_bytes(const fl_weights *w, uint32_t n_threads);
+
+/* Are there packed matrices? */
+FL_LOCAL bool fl_weights_packed(const fl_weights *w);
 
 /* A number that tells models apart: shapes and types of all matrices and a sample of their values; all values of norms
  * and biases; windows and the norms' epsilon. RoPE is not in it. */

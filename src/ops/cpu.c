@@ -2,9 +2,10 @@
  * in the order that the kernels fix.
  *
  * A product of few rows streams the weights as they are stored; of many rows, it expands a panel of FL_PANEL_OUTS
- * weight rows to float once and uses it for every row while it is in the cache:
+ * weight rows to float once and uses it for every row while it is in the cache. Packed weights (packed.h) are laid open
+ * chunk by chunk, two panels at a time, and multiplied with rows of integers, few or many:
  *
- *     slot scratch:  [ panel: FL_PANEL_OUTS x n_cols | tile: n_rows x outs | tile of the second part ]
+ *     slot scratch:  [ slabs | panel: FL_PANEL_OUTS x n_cols | tile: n_rows x outs | tile of the second part ]
  *     in rope_store: [ integers | a row of the cache ]
  *     in attend:     [ queries | outputs | scores | K block | V block | their scales | maximum, sum, factor, scales and
  *                      sums of the queries ]
@@ -14,6 +15,8 @@
 #define FL_PANEL_OUTS 24
 #define FL_FEW_ROWS 3    /* up to here weights are read as stored */
 #define FL_FEW_OUTS 96   /* outputs of one task then */
+#define FL_PACKED_FEW_ROWS 16
+#define FL_PACKED_OUTS 32 /* of more rows */
 #define FL_AHEAD 4096    /* bytes: 1 to 8 KiB measured on Emerald Rapids; 1.35 times the rate without */
 #define FL_ROWS_A_TASK 8 /* of work by rows */
 #define FL_TILE_QUERIES 64 /* query rows of an attention tile: positions times heads of a group */
@@ -30,9 +33,16 @@ static size_t fl_tile_positions(size_t group) {
     return fl_max(1, FL_TILE_QUERIES / group);
 }
 
+/* Longest row that a product reads. */
+static size_t fl_widest(const fl_limits *l) {
+    return fl_max(fl_max(l->dim, l->attention_dim), l->ffn_dim);
+}
+
+#define FL_SLAB_FLOATS (FL_SLABS * sizeof(fl_slab) / sizeof(float))
+
 static size_t fl_product_floats(const fl_limits *l) {
-    size_t k = fl_padded(fl_max(fl_max(l->dim, l->attention_dim), l->ffn_dim));
-    return FL_PANEL_OUTS * k + 2 * fl_max(l->n_rows * FL_PANEL_OUTS, FL_FEW_ROWS * FL_FEW_OUTS);
+    size_t outs = l->packed ? FL_PACKED_OUTS : FL_PANEL_OUTS, few = l->packed ? FL_PACKED_FEW_ROWS : FL_FEW_ROWS;
+    return FL_SLAB_FLOATS + FL_PANEL_OUTS * fl_padded(fl_widest(l)) + 2 * fl_max(l->n_rows * outs, few * FL_FEW_OUTS);
 }
 
 static size_t fl_attention_floats(const fl_limits *l) {
@@ -45,6 +55,9 @@ FL_LOCAL void fl_cpu_layout(fl_cpu_backend *cpu, fl_arena *arena, const fl_limit
     cpu->slot_floats = fl_lanes(fl_max(fl_product_floats(limits), fl_attention_floats(limits)));
     cpu->normed = fl_take(arena, limits->n_rows, fl_padded(limits->dim) * sizeof(float));
     cpu->scratch = fl_take(arena, n_slots, cpu->slot_floats * sizeof(float));
+    if (limits->packed) {
+        cpu->integers = fl_take(arena, limits->n_rows, fl_div_up(fl_widest(limits), FL_CHUNK) * sizeof *cpu->integers);
+    }
 }
 
 /* ---- Products -- */
@@ -66,22 +79,106 @@ typedef struct fl_product {
     size_t outs; /* of one task */
 } fl_product;
 
-/* tile (n_rows, p->outs) = x times rows [first, first + n_outs) of a part, plus bias */
-static void fl_product_tile(const fl_product *p, const fl_part *part, size_t first, size_t n_outs, float *panel,
-                            float *tile) {
+/* tile (n_rows, p->outs) = x times n_outs rows of plain weights from w on. */
+static void fl_product_plain(const fl_product *p, fl_dtype type, const uint8_t *w, size_t n_outs, float *panel,
+                             float *tile) {
     const fl_kernels *k = p->cpu->kernels;
-    size_t n = p->w->n_cols, stride = fl_padded(n), row_bytes = n * fl_dtype_bytes(part->type);
-    const uint8_t *w = (const uint8_t *)part->data + first * row_bytes;
+    size_t n = p->w->n_cols, stride = fl_padded(n), row_bytes = n * fl_dtype_bytes(type);
     if (p->n_rows <= FL_FEW_ROWS) {
-        k->matvec(part->type, p->x, stride, p->n_rows, w, n_outs, n, p->cpu->ahead, tile, p->outs);
-    } else {
-        for (size_t o = 0; o < n_outs; o++) {
-            k->expand(part->type, w + o * row_bytes, n, panel + o * stride);
+        k->matvec(type, p->x, stride, p->n_rows, w, n_outs, n, p->cpu->ahead, tile, p->outs);
+        return;
+    }
+    for (size_t first = 0; first < n_outs; first += FL_PANEL_OUTS) {
+        size_t outs = fl_min(n_outs - first, FL_PANEL_OUTS);
+        for (size_t o = 0; o < outs; o++) {
+            k->expand(type, w + (first + o) * row_bytes, n, panel + o * stride);
         }
-        k->matmul(p->x, stride, p->n_rows, panel, stride, n_outs, fl_lanes(n), tile, p->outs);
+        k->matmul(p->x, stride, p->n_rows, panel, stride, outs, fl_lanes(n), tile + first, p->outs);
+    }
+}
+
+/* The same of packed weights, n_slabs panels from w on, with rows of integers. */
+static void fl_product_slabs(const fl_product *p, fl_dtype type, const uint8_t *w, size_t n_slabs, fl_slab *slabs,
+                             float *tile) {
+    const fl_kernels *k = p->cpu->kernels;
+    size_t n_units = fl_units(p->w->n_cols), panel_bytes = fl_panel_bytes(type, p->w->n_cols);
+    size_t at = fl_panel_head_bytes(type);
+    const fl_chunk8 *x = p->cpu->integers;
+    for (size_t r = 0; r < p->n_rows; r++) {
+        memset(tile + r * p->outs, 0, n_slabs * FL_PANEL * sizeof *tile);
+    }
+    for (size_t u = 0; u < n_units; u += FL_CHUNK_UNITS, x += p->n_rows) {
+        size_t n = fl_min(n_units - u, FL_CHUNK_UNITS);
+        for (size_t s = 0; s < n_slabs; s++) {
+            const uint8_t *panel = w + s * panel_bytes;
+            k->open(type, panel, panel + at, n, p->cpu->ahead, slabs + s);
+        }
+        k->accumulate(type, x, p->n_rows, n, slabs, n_slabs, tile, p->outs);
+        at += fl_chunk_bytes(type, n);
+    }
+}
+
+/* n columns of a row of a slab as floats. */
+static void fl_slab_row(fl_dtype type, const fl_slab *slab, size_t row, size_t n, float *y) {
+    int32_t offset = fl_packed_offset(type);
+    size_t columns = fl_has_half_units(type) ? FL_UNIT / 2 : FL_UNIT;
+    for (size_t i = 0; i < n; i++) {
+        float q = (float)(slab->quads[i / 4 * FL_QUAD_BYTES + row * 4 + i % 4] - offset);
+        y[i] = q * slab->scales[i / columns][row];
+        if (fl_has_mins(type)) {
+            y[i] -= slab->mins[i / FL_UNIT][row];
+        }
+    }
+}
+
+/* Rows [first, first + n) of a packed panel as floats, to y (n, stride). */
+static void fl_open_rows(const fl_cpu_backend *cpu, fl_dtype type, const uint8_t *panel, size_t n_cols, size_t first,
+                         size_t n, fl_slab *slab, float *y, size_t stride) {
+    size_t n_units = fl_units(n_cols);
+    const uint8_t *chunk = panel + fl_panel_head_bytes(type);
+    for (size_t u = 0; u < n_units; u += FL_CHUNK_UNITS) {
+        size_t units = fl_min(n_units - u, FL_CHUNK_UNITS), begin = u * FL_UNIT;
+        cpu->kernels->open(type, panel, chunk, units, 0, slab);
+        chunk += fl_chunk_bytes(type, units);
+        for (size_t r = 0; r < n; r++) {
+            fl_slab_row(type, slab, first + r, fl_min(n_cols - begin, FL_CHUNK), y + r * stride + begin);
+        }
+    }
+}
+
+/* The same of packed weights with rows of floats. */
+static void fl_product_opened(const fl_product *p, fl_dtype type, const uint8_t *w, size_t n_outs, fl_slab *slab,
+                              float *panel, float *tile) {
+    size_t n = p->w->n_cols, stride = fl_padded(n), panel_bytes = fl_panel_bytes(type, n);
+    for (size_t r = 0; r < FL_PANEL; r++) {
+        memset(panel + r * stride + n, 0, (fl_lanes(n) - n) * sizeof *panel);
+    }
+    for (size_t o = 0; o < n_outs; o += FL_PANEL, w += panel_bytes) {
+        size_t outs = fl_min(n_outs - o, FL_PANEL);
+        fl_open_rows(p->cpu, type, w, n, 0, outs, slab, panel, stride);
+        p->cpu->kernels->matmul(p->x, stride, p->n_rows, panel, stride, outs, fl_lanes(n), tile + o, p->outs);
+    }
+}
+
+/* tile (n_rows, p->outs) = x times rows [first, first + n_outs) of a part, plus bias */
+static void fl_product_tile(const fl_product *p, const fl_part *part, size_t first, size_t n_outs, float *scratch,
+                            float *tile) {
+    size_t n = p->w->n_cols;
+    const uint8_t *w = (const uint8_t *)part->data + fl_matrix_bytes(part->type, first, n);
+    fl_slab *slabs = (fl_slab *)(void *)scratch;
+    float *panel = scratch + FL_SLAB_FLOATS;
+    if (!fl_is_packed(part->type)) {
+        fl_product_plain(p, part->type, w, n_outs, panel, tile);
+    } else if (p->cpu->float_activations) {
+        fl_product_opened(p, part->type, w, n_outs, slabs, panel, tile);
+    } else {
+        for (size_t o = 0; o < n_outs; o += FL_SLABS * FL_PANEL) {
+            size_t n_slabs = fl_min(fl_div_up(n_outs - o, FL_PANEL), FL_SLABS);
+            fl_product_slabs(p, part->type, w + fl_matrix_bytes(part->type, o, n), n_slabs, slabs, tile + o);
+        }
     }
     for (size_t r = 0; part->bias != NULL && r < p->n_rows; r++) {
-        k->add(part->bias + first, n_outs, tile + r * p->outs);
+        p->cpu->kernels->add(part->bias + first, n_outs, tile + r * p->outs);
     }
 }
 
@@ -96,11 +193,12 @@ static void fl_product_task(void *context, size_t task, size_t slot) {
         part++;
     }
     size_t first = task * p->outs, n_outs = fl_min(part->n_rows - first, p->outs);
-    float *panel = fl_cpu_scratch(p->cpu, slot);
-    float *tile = panel + FL_PANEL_OUTS * fl_padded(p->w->n_cols), *second = tile + p->n_rows * p->outs;
-    fl_product_tile(p, part, first, n_outs, panel, tile);
+    float *scratch = fl_cpu_scratch(p->cpu, slot);
+    float *tile = scratch + FL_SLAB_FLOATS + FL_PANEL_OUTS * fl_padded(p->w->n_cols);
+    float *second = tile + p->n_rows * p->outs;
+    fl_product_tile(p, part, first, n_outs, scratch, tile);
     if (p->epilogue == FL_EPILOGUE_GATE_UP) {
-        fl_product_tile(p, part + 1, first, n_outs, panel, second);
+        fl_product_tile(p, part + 1, first, n_outs, scratch, second);
     }
     for (size_t r = 0; r < p->n_rows; r++) {
         float *y = p->y + r * p->y_stride + part_begin + first;
@@ -114,9 +212,22 @@ static void fl_product_task(void *context, size_t task, size_t slot) {
     }
 }
 
+static bool fl_has_packed(const fl_matrix *w) {
+    bool packed = false;
+    for (uint32_t i = 0; i < w->n_parts; i++) {
+        packed = packed || fl_is_packed(w->parts[i].type);
+    }
+    return packed;
+}
+
+/* y = epilogue of x W^T; with integers, these were made of x (fl_rows_run). */
 static void fl_product_run(fl_product *p) {
     size_t n_tasks = 0, n_parts = p->epilogue == FL_EPILOGUE_GATE_UP ? 1 : p->w->n_parts;
-    p->outs = p->n_rows <= FL_FEW_ROWS ? FL_FEW_OUTS : FL_PANEL_OUTS;
+    if (fl_has_packed(p->w)) {
+        p->outs = p->n_rows <= FL_PACKED_FEW_ROWS ? FL_FEW_OUTS : FL_PACKED_OUTS;
+    } else {
+        p->outs = p->n_rows <= FL_FEW_ROWS ? FL_FEW_OUTS : FL_PANEL_OUTS;
+    }
     for (size_t i = 0; i < n_parts; i++) {
         n_tasks += fl_div_up(p->w->parts[i].n_rows, p->outs);
     }
@@ -125,27 +236,41 @@ static void fl_product_run(fl_product *p) {
 
 /* ---- Work by rows -- */
 
-typedef struct fl_norm_job {
+typedef struct fl_rows_job {
     const fl_cpu_backend *cpu;
     const float *x; /* (all rows, n) padded */
     const uint32_t *rows; /* which, or NULL: the first n_rows */
     size_t n_rows, n;
-    const float *w;
+    const float *norm; /* (n), or NULL: leave x as it is */
     float epsilon;
-} fl_norm_job;
+    bool integers; /* are they wanted? */
+} fl_rows_job;
 
-static void fl_norm_task(void *context, size_t task, size_t slot) {
-    const fl_norm_job *j = context;
+static void fl_rows_task(void *context, size_t task, size_t slot) {
+    const fl_rows_job *j = context;
+    const fl_kernels *k = j->cpu->kernels;
     size_t stride = fl_padded(j->n), end = fl_min((task + 1) * FL_ROWS_A_TASK, j->n_rows);
     (void)slot;
     for (size_t i = task * FL_ROWS_A_TASK; i < end; i++) {
-        size_t row = j->rows != NULL ? j->rows[i] : i;
-        j->cpu->kernels->rmsnorm(j->x + row * stride, j->w, j->n, j->epsilon, j->cpu->normed + i * stride);
+        const float *x = j->x + (j->rows != NULL ? j->rows[i] : i) * stride;
+        if (j->norm != NULL) {
+            float *y = j->cpu->normed + i * stride;
+            k->rmsnorm(x, j->norm, j->n, j->epsilon, y);
+            x = y;
+        }
+        if (j->integers) {
+            k->integers(x, j->n, j->cpu->integers + i, j->n_rows);
+        }
     }
 }
 
-static void fl_norm_run(fl_norm_job *job) {
-    fl_pool_run(job->cpu->pool, fl_div_up(job->n_rows, FL_ROWS_A_TASK), fl_norm_task, job);
+/* Rows as a product with w wants them: normed, and as integers where w is packed. */
+static void fl_rows_run(fl_rows_job *job, const fl_matrix *w) {
+    job->n = w->n_cols;
+    job->integers = fl_has_packed(w) && !job->cpu->float_activations;
+    if (job->norm != NULL || job->integers) {
+        fl_pool_run(job->cpu->pool, fl_div_up(job->n_rows, FL_ROWS_A_TASK), fl_rows_task, job);
+    }
 }
 
 static void fl_cpu_embed(fl_backend *b, const fl_matrix *table, const fl_batch *batch, float *x) {
@@ -153,30 +278,41 @@ static void fl_cpu_embed(fl_backend *b, const fl_matrix *table, const fl_batch *
     const fl_part *part = &table->parts[0];
     size_t n = table->n_cols, row_bytes = n * fl_dtype_bytes(part->type);
     for (size_t r = 0; r < batch->n_rows; r++) {
-        const uint8_t *row = (const uint8_t *)part->data + (size_t)batch->tokens[r] * row_bytes;
-        cpu->kernels->expand(part->type, row, n, x + r * fl_padded(n));
+        size_t token = (size_t)batch->tokens[r];
+        float *to = x + r * fl_padded(n);
+        if (fl_is_packed(part->type)) {
+            const uint8_t *panel = (const uint8_t *)part->data + token / FL_PANEL * fl_panel_bytes(part->type, n);
+            memset(to + n, 0, (fl_lanes(n) - n) * sizeof *to);
+            fl_open_rows(cpu, part->type, panel, n, token % FL_PANEL, 1, (fl_slab *)(void *)fl_cpu_scratch(cpu, 0), to,
+                         fl_padded(n));
+        } else {
+            cpu->kernels->expand(part->type, (const uint8_t *)part->data + token * row_bytes, n, to);
+        }
     }
 }
 
 static void fl_cpu_norm_qkv(fl_backend *b, size_t n_rows, const float *x, const float *norm, float epsilon,
                             const fl_matrix *w, float *qkv) {
     const fl_cpu_backend *cpu = fl_cpu_of(b);
-    fl_norm_job job = {cpu, x, NULL, n_rows, w->n_cols, norm, epsilon};
-    fl_norm_run(&job);
+    fl_rows_job job = {.cpu = cpu, .x = x, .n_rows = n_rows, .norm = norm, .epsilon = epsilon};
+    fl_rows_run(&job, w);
     fl_product p = {cpu, cpu->normed, n_rows, w, FL_EPILOGUE_STORE, qkv, fl_padded(w->n_rows), 0};
     fl_product_run(&p);
 }
 
 static void fl_cpu_project_add(fl_backend *b, size_t n_rows, const float *in, const fl_matrix *w, float *x) {
-    fl_product p = {fl_cpu_of(b), in, n_rows, w, FL_EPILOGUE_ADD, x, fl_padded(w->n_rows), 0};
+    const fl_cpu_backend *cpu = fl_cpu_of(b);
+    fl_rows_job job = {.cpu = cpu, .x = in, .n_rows = n_rows};
+    fl_rows_run(&job, w);
+    fl_product p = {cpu, in, n_rows, w, FL_EPILOGUE_ADD, x, fl_padded(w->n_rows), 0};
     fl_product_run(&p);
 }
 
 static void fl_cpu_norm_gate_up(fl_backend *b, size_t n_rows, const float *x, const float *norm, float epsilon,
                                 const fl_matrix *w, float *h) {
     const fl_cpu_backend *cpu = fl_cpu_of(b);
-    fl_norm_job job = {cpu, x, NULL, n_rows, w->n_cols, norm, epsilon};
-    fl_norm_run(&job);
+    fl_rows_job job = {.cpu = cpu, .x = x, .n_rows = n_rows, .norm = norm, .epsilon = epsilon};
+    fl_rows_run(&job, w);
     fl_product p = {cpu, cpu->normed, n_rows, w, FL_EPILOGUE_GATE_UP, h, fl_padded(w->parts[0].n_rows), 0};
     fl_product_run(&p);
 }
@@ -184,11 +320,12 @@ static void fl_cpu_norm_gate_up(fl_backend *b, size_t n_rows, const float *x, co
 static void fl_cpu_norm_head(fl_backend *b, const fl_batch *batch, const float *x, const float *norm, float epsilon,
                              const fl_matrix *head, size_t first, size_t n, float *logits) {
     const fl_cpu_backend *cpu = fl_cpu_of(b);
-    fl_norm_job job = {cpu, x, batch->wanted, batch->n_wanted, head->n_cols, norm, epsilon};
-    fl_norm_run(&job);
+    fl_rows_job job = {.cpu = cpu, .x = x, .rows = batch->wanted, .n_rows = batch->n_wanted, .norm = norm,
+                       .epsilon = epsilon};
+    fl_rows_run(&job, head);
     fl_matrix rows = *head; /* one part, as every head */
     rows.n_rows = rows.parts[0].n_rows = n;
-    rows.parts[0].data = (const uint8_t *)head->parts[0].data + first * head->n_cols * fl_dtype_bytes(rows.parts[0].type);
+    rows.parts[0].data = (const uint8_t *)head->parts[0].data + fl_matrix_bytes(rows.parts[0].type, first, head->n_cols);
     fl_product p = {cpu, cpu->normed, batch->n_wanted, &rows, FL_EPILOGUE_STORE, logits + first, head->n_rows, 0};
     fl_product_run(&p);
 }

@@ -11,9 +11,11 @@
 #define FL_KEEP_LOOPS
 #define FL_TILE_ROWS 2
 #define FL_TILE_OUTS 2
+#include "ops/packed.inc"
 #define FL_INT scalar
 #define FL_DOT_ROWS 1
 #define FL_DOT_STRIPS 1
+#define FL_INT_ROWS 2
 #include "ops/dots.inc"
 #include "ops/kernels.inc"
 
@@ -24,9 +26,11 @@
 #define FL_TARGET FL_TARGET_AVX2
 #define FL_TILE_ROWS 2
 #define FL_TILE_OUTS 3
+#include "ops/packed.inc"
 #define FL_INT avx2
 #define FL_DOT_ROWS 2
 #define FL_DOT_STRIPS 2
+#define FL_INT_ROWS 2
 #include "ops/dots.inc"
 #include "ops/kernels.inc"
 
@@ -35,6 +39,7 @@
 #define FL_INT vnni
 #define FL_DOT_ROWS 2
 #define FL_DOT_STRIPS 4
+#define FL_INT_ROWS 6
 #include "ops/dots.inc"
 #undef FL_TARGET
 
@@ -43,9 +48,11 @@
 #define FL_TILE_ROWS 4
 #define FL_TILE_OUTS 6
 #define FL_VNNI
+#include "ops/packed.inc"
 #define FL_INT avx512
 #define FL_DOT_ROWS 2
 #define FL_DOT_STRIPS 2
+#define FL_INT_ROWS 3
 #include "ops/dots.inc"
 #include "ops/kernels.inc"
 

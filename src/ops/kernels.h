@@ -8,6 +8,7 @@
 
 #include "base/os.h"
 #include "ops/ops.h"
+#include "ops/packed.h"
 
 #define FL_BLOCK_TOKENS 64 /* keys that attention takes at a time, at multiples of this: the order of its sums */
 
@@ -25,6 +26,24 @@ typedef struct fl_dots {
     float *scores;              /* (n_rows, FL_BLOCK_TOKENS) */
 } fl_dots;
 
+/* A chunk of columns of a row of activations as integers, a scale for each unit of 32: x = q * scale. */
+typedef struct fl_chunk8 {
+    int8_t q[FL_CHUNK]; /* from -127 to 127, zeros behind the last column */
+    float scales[FL_CHUNK_UNITS];
+    int16_t sums[FL_CHUNK_UNITS][2]; /* of the q of each half unit */
+} fl_chunk8;
+
+/* A chunk of a packed panel, laid open: n_units times 32 columns of 16 rows. */
+typedef struct fl_slab {
+    uint8_t bytes[FL_CHUNK * FL_PANEL];
+    float scales[2 * FL_CHUNK_UNITS][FL_PANEL]; /* of a unit; q6_k: of a half */
+    float mins[FL_CHUNK_UNITS][FL_PANEL];       /* q4_k, q5_k */
+    const uint8_t *quads; /* (n_units, 8, 16, 4), in bytes or where they lie packed */
+    uint8_t filler[FL_ALIGN - sizeof(void *)];
+} fl_slab;
+
+#define FL_SLABS 2 /* panels that a product takes at a time */
+
 typedef struct fl_kernels {
     const char *name;
     /* y (n) = n numbers of type, then zeros up to fl_lanes(n) */
@@ -36,6 +55,16 @@ typedef struct fl_kernels {
      * many bytes before their turn the weights are prefetched, or 0. */
     void (*matvec)(fl_dtype type, const float *x, size_t x_stride, size_t n_rows, const void *w, size_t n_outs,
                    size_t k, size_t ahead, float *y, size_t y_stride);
+    /* x (n), then zeros up to whole units, as integers: the chunks of a row lie `stride` apart. A row with a NaN or an
+     * infinity in it has NaN for scales. */
+    void (*integers)(const float *x, size_t n, fl_chunk8 *to, size_t stride);
+    /* Lay open the chunk at n_units units of a panel, whose first bytes are those of `panel`. */
+    void (*open)(fl_dtype type, const uint8_t *panel, const uint8_t *chunk, size_t n_units, size_t ahead, fl_slab *slab);
+    /* y (n_rows, 16 * n_slabs) += x (n_rows) [n_units] times the slabs (1 or 2), in order of units: the product of the
+     * integers of a unit, exact, times (scale of the slab * scale of x), by fma; then with minima those times (scale of
+     * x * sum of its q), taken off. */
+    void (*accumulate)(fl_dtype type, const fl_chunk8 *x, size_t n_rows, size_t n_units, const fl_slab *slabs,
+                       size_t n_slabs, float *y, size_t y_stride);
     /* y (n) = x / sqrt(mean(x^2) + epsilon) * w */
     void (*rmsnorm)(const float *x, const float *w, size_t n, float epsilon, float *y);
     /* Rotate (x_i, x_{i + half}) by the angle whose cosine and sine are given, i < half. */

@@ -27,7 +27,7 @@
 #define FL_LANES 16 /* lanes of every sum */
 
 typedef struct fl_part {
-    const void *data;  /* (n_rows, n_cols) of type, aligned to the type */
+    const void *data;  /* (n_rows, n_cols) of type, aligned to the type; or packed (packed.h) */
     size_t n_rows;
     fl_dtype type;
     const float *bias; /* (n_rows), or NULL */
@@ -120,6 +120,7 @@ typedef struct fl_attention { /* of one layer */
 typedef struct fl_limits {
     size_t n_rows; /* of a batch */
     size_t dim, qkv_dim, attention_dim, ffn_dim, head_dim, group; /* group: query heads per kv head */
+    bool packed; /* are there packed weights? */
 } fl_limits;
 
 /* n in whole vectors. */
@@ -156,7 +157,7 @@ typedef struct fl_ops {
     void (*norm_gate_up)(fl_backend *b, size_t n_rows, const float *x, const float *norm, float epsilon,
                          const fl_matrix *w, float *h);
     /* logits (n_wanted, head.n_rows), not padded = RMSNorm(x of the wanted rows) W^T; only the n columns from `first`
-     * on */
+     * on, a multiple of FL_LANES */
     void (*norm_head)(fl_backend *b, const fl_batch *batch, const float *x, const float *norm, float epsilon,
                       const fl_matrix *head, size_t first, size_t n, float *logits);
     /* *max of x (n), *sum of exp(x - *max); false if any of x is not finite */

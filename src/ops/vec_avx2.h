@@ -147,15 +147,15 @@ FL_AVX2 float fl_avx2_reduce_max(fl_avx2_v v) {
     return _mm_cvtss_f32(_mm_max_ss(s2, _mm_movehdup_ps(s2)));
 }
 
-/* Sums of keys 0-7, 8-15; quads of the same. */
+/* Sums of rows 0-7, 8-15; quads of the same. */
 typedef struct fl_avx2_sums {
     __m256i at[2];
 } fl_avx2_sums;
 typedef fl_avx2_sums fl_avx2_quad;
 
-/* Of 8 bits, keys are made signed again, and nothing goes off. */
-FL_AVX2 fl_avx2_sums fl_avx2_sums_of(folollm_kv_type type, int32_t q_sum) {
-    __m256i n = _mm256_set1_epi32(type == FOLOLLM_KV_Q8 ? 0 : -8 * q_sum);
+/* Wide bytes are made signed again, and have nothing too much. */
+FL_AVX2 fl_avx2_sums fl_avx2_sums_of(bool wide, int32_t start) {
+    __m256i n = _mm256_set1_epi32(wide ? 0 : start);
     fl_avx2_sums s = {{n, n}};
     return s;
 }
@@ -166,8 +166,8 @@ FL_AVX2 fl_avx2_quad fl_avx2_quad_of(__m256i a, __m256i b) {
     fl_avx2_quad k = {{a, b}};
     return k;
 }
-FL_AVX2 fl_avx2_quad fl_avx2_load_quads(const uint8_t *p) {
-    __m256i sign = _mm256_set1_epi8(-128);
+FL_AVX2 fl_avx2_quad fl_avx2_load_quads(bool wide, const uint8_t *p) {
+    __m256i sign = _mm256_set1_epi8(wide ? -128 : 0);
     return fl_avx2_quad_of(_mm256_xor_si256(fl_avx2_wide_bytes(p), sign),
                            _mm256_xor_si256(fl_avx2_wide_bytes(p + 32), sign));
 }
@@ -181,22 +181,48 @@ FL_AVX2 fl_avx2_quad fl_avx2_high_quads(const uint8_t *p) {
     return fl_avx2_quad_of(_mm256_and_si256(_mm256_srli_epi16(fl_avx2_wide_bytes(p), 4), mask),
                            _mm256_and_si256(_mm256_srli_epi16(fl_avx2_wide_bytes(p + 32), 4), mask));
 }
-/* Two products of 8 bits, added, still fit a word: 2 * 127 * 127, or 2 * 15 * 127. The unsigned factor is |q|, or k. */
-FL_AVX2 __m256i fl_avx2_half_dot(folollm_kv_type type, __m256i sums, __m256i k, __m256i q) {
-    __m256i words = type == FOLOLLM_KV_Q8 ? _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(k, q))
-                                          : _mm256_maddubs_epi16(k, q);
+/* Two products of 8 bits, added, still fit a word: 2 * 128 * 127. The unsigned factor is |k|, or k. */
+FL_AVX2 __m256i fl_avx2_half_dot(bool wide, __m256i sums, __m256i k, __m256i q) {
+    __m256i words = wide ? _mm256_maddubs_epi16(_mm256_abs_epi8(k), _mm256_sign_epi8(q, k))
+                         : _mm256_maddubs_epi16(k, q);
     return _mm256_add_epi32(sums, _mm256_madd_epi16(words, _mm256_set1_epi16(1)));
 }
-FL_AVX2 fl_avx2_sums fl_avx2_dot(folollm_kv_type type, fl_avx2_sums s, fl_avx2_quad k, const int8_t *q) {
+FL_AVX2 fl_avx2_sums fl_avx2_dot(bool wide, fl_avx2_sums s, fl_avx2_quad k, const int8_t *q) {
     int32_t bits;
     memcpy(&bits, q, sizeof bits);
     __m256i four = _mm256_set1_epi32(bits);
-    s.at[0] = fl_avx2_half_dot(type, s.at[0], k.at[0], four);
-    s.at[1] = fl_avx2_half_dot(type, s.at[1], k.at[1], four);
+    s.at[0] = fl_avx2_half_dot(wide, s.at[0], k.at[0], four);
+    s.at[1] = fl_avx2_half_dot(wide, s.at[1], k.at[1], four);
     return s;
 }
 FL_AVX2 fl_avx2_v fl_avx2_sums_float(fl_avx2_sums s) {
     return fl_avx2_of_ints(s.at[0], s.at[1]);
+}
+
+/* Sixty-four bytes. */
+typedef fl_avx2_sums fl_avx2_b;
+
+FL_AVX2 fl_avx2_b fl_avx2_b_load(const uint8_t *p) {
+    return fl_avx2_quad_of(fl_avx2_wide_bytes(p), fl_avx2_wide_bytes(p + 32));
+}
+FL_AVX2 void fl_avx2_b_store(uint8_t *p, fl_avx2_b b) {
+    _mm256_storeu_si256((__m256i *)(void *)p, b.at[0]);
+    _mm256_storeu_si256((__m256i *)(void *)(p + 32), b.at[1]);
+}
+FL_AVX2 fl_avx2_b fl_avx2_b_or(fl_avx2_b a, fl_avx2_b b) {
+    return fl_avx2_quad_of(_mm256_or_si256(a.at[0], b.at[0]), _mm256_or_si256(a.at[1], b.at[1]));
+}
+FL_AVX2 fl_avx2_b fl_avx2_b_left(fl_avx2_b b, int n, int mask) {
+    __m256i m = _mm256_set1_epi8((char)mask);
+    __m128i count = _mm_cvtsi32_si128(n);
+    return fl_avx2_quad_of(_mm256_and_si256(_mm256_sll_epi16(b.at[0], count), m),
+                           _mm256_and_si256(_mm256_sll_epi16(b.at[1], count), m));
+}
+FL_AVX2 fl_avx2_b fl_avx2_b_right(fl_avx2_b b, int n, int mask) {
+    __m256i m = _mm256_set1_epi8((char)mask);
+    __m128i count = _mm_cvtsi32_si128(n);
+    return fl_avx2_quad_of(_mm256_and_si256(_mm256_srl_epi16(b.at[0], count), m),
+                           _mm256_and_si256(_mm256_srl_epi16(b.at[1], count), m));
 }
 
 #endif

@@ -130,7 +130,7 @@ FL_AVX512 float fl_avx512_reduce_max(__m512 v) {
     return _mm_cvtss_f32(_mm_max_ss(s2, _mm_movehdup_ps(s2)));
 }
 
-/* Sums of two and two products, (keys, 2) in order; quads as words. */
+/* Sums of two and two products, (rows, 2) in order; quads as words. */
 typedef struct fl_avx512_sums {
     __m512i a, b;
 } fl_avx512_sums;
@@ -145,16 +145,14 @@ FL_AVX512 __m512i fl_avx512_low_bytes(const uint8_t *p) {
 FL_AVX512 __m512i fl_avx512_high_bytes(const uint8_t *p) {
     return _mm512_and_si512(_mm512_srli_epi16(fl_avx512_all_bytes(p), 4), _mm512_set1_epi8(15));
 }
-FL_AVX512 int32_t fl_avx512_first_sum(folollm_kv_type type, int32_t q_sum) {
-    return q_sum * (type == FOLOLLM_KV_Q8 ? -128 : -8);
-}
 FL_AVX512 int32_t fl_avx512_four(const int8_t *q) {
     int32_t four;
     memcpy(&four, q, sizeof four);
     return four;
 }
-FL_AVX512 fl_avx512_sums fl_avx512_sums_of(folollm_kv_type type, int32_t q_sum) {
-    __m512i first = _mm512_set1_epi64((int64_t)(uint32_t)fl_avx512_first_sum(type, q_sum));
+FL_AVX512 fl_avx512_sums fl_avx512_sums_of(bool wide, int32_t start) {
+    (void)wide;
+    __m512i first = _mm512_set1_epi64((int64_t)(uint32_t)start);
     fl_avx512_sums s = {first, first};
     return s;
 }
@@ -163,7 +161,8 @@ FL_AVX512 fl_avx512_quad fl_avx512_quads_of(__m512i bytes) {
                         _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(bytes, 1))};
     return k;
 }
-FL_AVX512 fl_avx512_quad fl_avx512_load_quads(const uint8_t *p) {
+FL_AVX512 fl_avx512_quad fl_avx512_load_quads(bool wide, const uint8_t *p) {
+    (void)wide;
     return fl_avx512_quads_of(fl_avx512_all_bytes(p));
 }
 FL_AVX512 fl_avx512_quad fl_avx512_low_quads(const uint8_t *p) {
@@ -172,9 +171,8 @@ FL_AVX512 fl_avx512_quad fl_avx512_low_quads(const uint8_t *p) {
 FL_AVX512 fl_avx512_quad fl_avx512_high_quads(const uint8_t *p) {
     return fl_avx512_quads_of(fl_avx512_high_bytes(p));
 }
-FL_AVX512 fl_avx512_sums fl_avx512_dot(folollm_kv_type type, fl_avx512_sums s, fl_avx512_quad k,
-                                       const int8_t *q) {
-    (void)type;
+FL_AVX512 fl_avx512_sums fl_avx512_dot(bool wide, fl_avx512_sums s, fl_avx512_quad k, const int8_t *q) {
+    (void)wide;
     __m512i words = _mm512_cvtepi8_epi16(_mm256_set1_epi32(fl_avx512_four(q)));
     s.a = _mm512_add_epi32(s.a, _mm512_madd_epi16(k.a, words));
     s.b = _mm512_add_epi32(s.b, _mm512_madd_epi16(k.b, words));
@@ -191,10 +189,12 @@ FL_AVX512 __m512 fl_avx512_sums_float(fl_avx512_sums s) {
 typedef __m512i fl_vnni_sums;
 typedef __m512i fl_vnni_quad;
 
-FL_VNNI_INLINE __m512i fl_vnni_sums_of(folollm_kv_type type, int32_t q_sum) {
-    return _mm512_set1_epi32(fl_avx512_first_sum(type, q_sum));
+FL_VNNI_INLINE __m512i fl_vnni_sums_of(bool wide, int32_t start) {
+    (void)wide;
+    return _mm512_set1_epi32(start);
 }
-FL_VNNI_INLINE __m512i fl_vnni_load_quads(const uint8_t *p) {
+FL_VNNI_INLINE __m512i fl_vnni_load_quads(bool wide, const uint8_t *p) {
+    (void)wide;
     return fl_avx512_all_bytes(p);
 }
 FL_VNNI_INLINE __m512i fl_vnni_low_quads(const uint8_t *p) {
@@ -203,12 +203,31 @@ FL_VNNI_INLINE __m512i fl_vnni_low_quads(const uint8_t *p) {
 FL_VNNI_INLINE __m512i fl_vnni_high_quads(const uint8_t *p) {
     return fl_avx512_high_bytes(p);
 }
-FL_VNNI_INLINE __m512i fl_vnni_dot(folollm_kv_type type, __m512i sums, __m512i k, const int8_t *q) {
-    (void)type;
+FL_VNNI_INLINE __m512i fl_vnni_dot(bool wide, __m512i sums, __m512i k, const int8_t *q) {
+    (void)wide;
     return _mm512_dpbusd_epi32(sums, k, _mm512_set1_epi32(fl_avx512_four(q)));
 }
 FL_VNNI_INLINE __m512 fl_vnni_sums_float(__m512i sums) {
     return _mm512_cvtepi32_ps(sums);
+}
+
+/* Sixty-four bytes. */
+typedef __m512i fl_avx512_b;
+
+FL_AVX512 __m512i fl_avx512_b_load(const uint8_t *p) {
+    return fl_avx512_all_bytes(p);
+}
+FL_AVX512 void fl_avx512_b_store(uint8_t *p, __m512i b) {
+    _mm512_storeu_si512((void *)p, b);
+}
+FL_AVX512 __m512i fl_avx512_b_or(__m512i a, __m512i b) {
+    return _mm512_or_si512(a, b);
+}
+FL_AVX512 __m512i fl_avx512_b_left(__m512i b, int n, int mask) {
+    return _mm512_and_si512(_mm512_sll_epi16(b, _mm_cvtsi32_si128(n)), _mm512_set1_epi8((char)mask));
+}
+FL_AVX512 __m512i fl_avx512_b_right(__m512i b, int n, int mask) {
+    return _mm512_and_si512(_mm512_srl_epi16(b, _mm_cvtsi32_si128(n)), _mm512_set1_epi8((char)mask));
 }
 
 #endif

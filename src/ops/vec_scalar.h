@@ -120,8 +120,9 @@ FL_SCALAR float fl_scalar_reduce_max(fl_scalar_v v) {
     return v.at[0];
 }
 
-
-/* Sixteen exact sums of products, and four unsigned bytes of each of sixteen keys, which meet four of a query. */
+/* Sixteen exact sums of products, and four unsigned bytes of each of sixteen rows, which meet four signed ones of
+ * another. wide: the unsigned ones are what they stand for plus 128, and the sums are to be of that; if not, they are
+ * below 128. */
 typedef struct fl_scalar_sums {
     int32_t at[16];
 } fl_scalar_sums;
@@ -129,14 +130,12 @@ typedef struct fl_scalar_quad {
     uint8_t at[64];
 } fl_scalar_quad;
 
-/* Keys are stored with 128 or 8 added: so much of the sum of a query goes off, where the sums begin. */
-FL_SCALAR int32_t fl_scalar_first(folollm_kv_type type, int32_t q_sum) {
-    return q_sum * (type == FOLOLLM_KV_Q8 ? -128 : -8);
-}
-FL_SCALAR fl_scalar_sums fl_scalar_sums_of(folollm_kv_type type, int32_t q_sum) {
+/* start: what wide bytes have too much; else whatever the sums begin with. */
+FL_SCALAR fl_scalar_sums fl_scalar_sums_of(bool wide, int32_t start) {
     fl_scalar_sums s;
+    (void)wide;
     for (int i = 0; i < 16; i++) {
-        s.at[i] = fl_scalar_first(type, q_sum);
+        s.at[i] = start;
     }
     return s;
 }
@@ -147,7 +146,8 @@ FL_SCALAR fl_scalar_quad fl_scalar_quads_masked(const uint8_t *p, int shift, int
     }
     return k;
 }
-FL_SCALAR fl_scalar_quad fl_scalar_load_quads(const uint8_t *p) {
+FL_SCALAR fl_scalar_quad fl_scalar_load_quads(bool wide, const uint8_t *p) {
+    (void)wide;
     return fl_scalar_quads_masked(p, 0, 255);
 }
 FL_SCALAR fl_scalar_quad fl_scalar_low_quads(const uint8_t *p) { /* the low four bits of each byte */
@@ -156,8 +156,8 @@ FL_SCALAR fl_scalar_quad fl_scalar_low_quads(const uint8_t *p) { /* the low four
 FL_SCALAR fl_scalar_quad fl_scalar_high_quads(const uint8_t *p) {
     return fl_scalar_quads_masked(p, 4, 15);
 }
-FL_SCALAR fl_scalar_sums fl_scalar_dot(folollm_kv_type type, fl_scalar_sums s, fl_scalar_quad k, const int8_t *q) {
-    (void)type;
+FL_SCALAR fl_scalar_sums fl_scalar_dot(bool wide, fl_scalar_sums s, fl_scalar_quad k, const int8_t *q) {
+    (void)wide;
     for (int i = 0; i < 16; i++) {
         for (int j = 0; j < 4; j++) {
             s.at[i] += k.at[4 * i + j] * q[j];
@@ -167,6 +167,36 @@ FL_SCALAR fl_scalar_sums fl_scalar_dot(folollm_kv_type type, fl_scalar_sums s, f
 }
 FL_SCALAR fl_scalar_v fl_scalar_sums_float(fl_scalar_sums s) {
     FL_SCALAR_EACH((float)s.at[i]);
+}
+
+/* Sixty-four bytes. */
+typedef fl_scalar_quad fl_scalar_b;
+
+FL_SCALAR fl_scalar_b fl_scalar_b_load(const uint8_t *p) {
+    fl_scalar_b b;
+    memcpy(b.at, p, sizeof b.at);
+    return b;
+}
+FL_SCALAR void fl_scalar_b_store(uint8_t *p, fl_scalar_b b) {
+    memcpy(p, b.at, sizeof b.at);
+}
+FL_SCALAR fl_scalar_b fl_scalar_b_or(fl_scalar_b a, fl_scalar_b b) {
+    for (int i = 0; i < 64; i++) {
+        a.at[i] |= b.at[i];
+    }
+    return a;
+}
+FL_SCALAR fl_scalar_b fl_scalar_b_left(fl_scalar_b b, int n, int mask) { /* (b << n) & mask, each byte for itself */
+    for (int i = 0; i < 64; i++) {
+        b.at[i] = (uint8_t)(b.at[i] << n & mask);
+    }
+    return b;
+}
+FL_SCALAR fl_scalar_b fl_scalar_b_right(fl_scalar_b b, int n, int mask) { /* (b >> n) & mask */
+    for (int i = 0; i < 64; i++) {
+        b.at[i] = (uint8_t)(b.at[i] >> n & mask);
+    }
+    return b;
 }
 
 #undef FL_SCALAR_EACH

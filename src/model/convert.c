@@ -1,0 +1,98 @@
+#include "model/convert.h"
+
+#define FL_CONVERT_BYTES ((size_t)1 << 22) /* read at once, or sixteen rows if these are more */
+
+/* slot: [ a row of floats in whole units | FL_PANEL rows of blocks ] */
+static size_t fl_slot_floats(size_t n_cols) {
+    return fl_units(n_cols) * FL_UNIT + FL_CHUNK;
+}
+
+static void fl_converter_layout(fl_converter *c, size_t n_cols, uint32_t n_threads) {
+    size_t row_bytes = sizeof(float) + fl_slot_floats(n_cols) / FL_UNIT * 34; /* of the widest packed type */
+    c->n_slots = n_threads;
+    c->arena.raw = true;
+    c->raw_bytes = fl_max(FL_CONVERT_BYTES, FL_PANEL * sizeof(float) * n_cols);
+    c->slot_bytes = fl_lanes(fl_slot_floats(n_cols) + FL_PANEL * row_bytes / sizeof(float) + 1) * sizeof(float);
+    c->raw = fl_take(&c->arena, c->raw_bytes, 1);
+    c->slots = fl_take(&c->arena, n_threads, c->slot_bytes);
+}
+
+FL_LOCAL uint64_t fl_converter_bytes(size_t n_cols, uint32_t n_threads) {
+    fl_converter c;
+    memset(&c, 0, sizeof c);
+    fl_converter_layout(&c, n_cols, n_threads);
+    return (uint64_t)fl_arena_bytes(&c.arena) + fl_pool_bytes(n_threads);
+}
+
+FL_LOCAL folollm_status fl_converter_open(fl_memory *m, fl_converter *c, size_t n_cols, uint32_t n_threads,
+                                          folollm_error *error) {
+    memset(c, 0, sizeof *c);
+    fl_converter_layout(c, n_cols, n_threads);
+    folollm_status status = fl_arena_open(m, &c->arena, "converting the weights", error);
+    if (status == FOLOLLM_OK) {
+        fl_converter_layout(c, n_cols, n_threads);
+        status = fl_pool_open(m, n_threads, &c->pool, error);
+    }
+    if (status != FOLOLLM_OK) {
+        fl_converter_close(m, c);
+    }
+    return status;
+}
+
+FL_LOCAL void fl_converter_close(fl_memory *m, fl_converter *c) {
+    fl_pool_close(m, c->pool);
+    fl_arena_close(m, &c->arena);
+    c->pool = NULL;
+}
+
+typedef struct fl_convert_job {
+    const fl_converter *c;
+    fl_dtype from, to;
+    size_t n_rows, n_cols; /* of what is in raw */
+    uint8_t *out;
+} fl_convert_job;
+
+static void fl_convert_plain(fl_dtype to, const float *x, size_t n, uint8_t *out) {
+    uint16_t half;
+    if (to == FL_F32) {
+        memcpy(out, x, n * sizeof *x);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        half = to == FL_F16 ? fl_f16_of_float(x[i]) : fl_bf16_of_float(x[i]);
+        memcpy(out + i * sizeof half, &half, sizeof half);
+    }
+}
+
+/* Sixteen rows. */
+static void fl_convert_task(void *context, size_t task, size_t slot) {
+    const fl_convert_job *j = context;
+    size_t first = task * FL_PANEL, n = fl_min(j->n_rows - first, FL_PANEL);
+    size_t in_bytes = j->n_cols * fl_dtype_bytes(j->from), row_bytes = fl_row_bytes(j->to, j->n_cols);
+    float *x = (float *)(void *)(j->c->slots + slot * j->c->slot_bytes);
+    uint8_t *rows = (uint8_t *)(x + fl_slot_floats(j->n_cols)), *out = j->out + fl_matrix_bytes(j->to, first, j->n_cols);
+    memset(x + j->n_cols, 0, (fl_slot_floats(j->n_cols) - j->n_cols) * sizeof *x);
+    for (size_t r = 0; r < n; r++) {
+        fl_to_float(j->from, j->c->raw + (first + r) * in_bytes, j->n_cols, x);
+        if (fl_is_packed(j->to)) {
+            fl_quantise_row(j->to, x, j->n_cols, rows + r * row_bytes);
+        } else {
+            fl_convert_plain(j->to, x, j->n_cols, out + r * row_bytes);
+        }
+    }
+    if (fl_is_packed(j->to)) {
+        fl_pack(j->to, rows, n, j->n_cols, out);
+    }
+}
+
+FL_LOCAL folollm_status fl_convert(fl_converter *c, fl_file *file, uint64_t offset, fl_dtype from, size_t n_rows,
+                                   size_t n_cols, fl_dtype to, void *out, folollm_error *error) {
+    size_t in_bytes = n_cols * fl_dtype_bytes(from), most = c->raw_bytes / in_bytes / FL_PANEL * FL_PANEL;
+    for (size_t first = 0; first < n_rows; first += most) {
+        size_t n = fl_min(n_rows - first, most);
+        FL_TRY(fl_file_read(file, offset + first * in_bytes, c->raw, n * in_bytes, error));
+        fl_convert_job job = {c, from, to, n, n_cols, (uint8_t *)out + fl_matrix_bytes(to, first, n_cols)};
+        fl_pool_run(c->pool, fl_div_up(n, FL_PANEL), fl_convert_task, &job);
+    }
+    return FOLOLLM_OK;
+}

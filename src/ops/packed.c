@@ -1,0 +1,180 @@
+#include "ops/packed.h"
+
+FL_LOCAL bool fl_packs(fl_dtype type, size_t n_cols) {
+    return fl_is_packed(type) && (type < FL_Q4_K || n_cols % FL_CHUNK == 0);
+}
+
+FL_LOCAL size_t fl_row_bytes(fl_dtype type, size_t n_cols) {
+    if (!fl_is_packed(type)) {
+        return n_cols * fl_dtype_bytes(type);
+    }
+    if (type == FL_Q8_ROW) {
+        return sizeof(float) + fl_units(n_cols) * FL_UNIT;
+    }
+    return fl_div_up(n_cols, fl_block_numbers(type)) * fl_block_bytes(type);
+}
+
+FL_LOCAL size_t fl_chunk_bytes(fl_dtype type, size_t n_units) {
+    size_t row_unit = type == FL_Q8_ROW ? FL_UNIT : type == FL_Q8_0 ? 34 : 18; /* bytes */
+    switch (type) {
+    case FL_Q4_K: return FL_PANEL * (4 + 16 + 128);
+    case FL_Q5_K: return FL_PANEL * (4 + 16 + 128 + 32);
+    case FL_Q6_K: return FL_PANEL * (2 + 16 + 128 + 64);
+    default: return FL_PANEL * row_unit * n_units;
+    }
+}
+
+FL_LOCAL size_t fl_panel_head_bytes(fl_dtype type) {
+    return type == FL_Q8_ROW ? FL_PANEL * sizeof(float) : 0;
+}
+
+FL_LOCAL size_t fl_panel_bytes(fl_dtype type, size_t n_cols) {
+    size_t n_units = fl_units(n_cols), rest = n_units % FL_CHUNK_UNITS;
+    return fl_panel_head_bytes(type) + n_units / FL_CHUNK_UNITS * fl_chunk_bytes(type, FL_CHUNK_UNITS) +
+           (rest != 0 ? fl_chunk_bytes(type, rest) : 0);
+}
+
+FL_LOCAL size_t fl_matrix_bytes(fl_dtype type, size_t n_rows, size_t n_cols) {
+    size_t n = fl_is_packed(type) ? fl_div_up(n_rows, FL_PANEL) : n_rows;
+    size_t bytes = fl_is_packed(type) ? fl_panel_bytes(type, n_cols) : n_cols * fl_dtype_bytes(type);
+    return bytes != 0 && n > SIZE_MAX / bytes ? SIZE_MAX : n * bytes;
+}
+
+/* Put the bits of a row's numbers into a unit: halves, then n_planes planes. */
+static void fl_pack_bits(const uint8_t *bits, size_t row, uint8_t *halves, uint8_t *planes, size_t n_planes) {
+    for (size_t i = 0; i < FL_UNIT / 2; i++) {
+        size_t at = i / 4 * FL_QUAD_BYTES + row * 4 + i % 4;
+        halves[at] = (uint8_t)((bits[i] & 15) | (bits[FL_UNIT / 2 + i] & 15) << 4);
+    }
+    for (size_t i = 0; n_planes > 0 && i < FL_UNIT; i++) {
+        size_t quad = i / 4, plane = n_planes == 1 ? 0 : quad / 4, bit = n_planes == 1 ? quad : 2 * (quad % 4);
+        planes[plane * FL_QUAD_BYTES + row * 4 + i % 4] |= (uint8_t)(bits[i] >> 4 << bit);
+    }
+}
+
+static void fl_pack_q8_unit(const uint8_t *q, size_t row, uint8_t *quads) {
+    for (size_t i = 0; i < FL_UNIT; i++) {
+        quads[i / 4 * FL_QUAD_BYTES + row * 4 + i % 4] = q[i] ^ 128;
+    }
+}
+
+static void fl_pack_small(fl_dtype type, const uint8_t *blocks, size_t row, size_t n_units, uint8_t *chunk) {
+    uint8_t *units = chunk + FL_PANEL * 2 * n_units;
+    for (size_t u = 0; u < n_units; u++, blocks += fl_block_bytes(type)) {
+        memcpy(chunk + 2 * (u * FL_PANEL + row), blocks, 2);
+        if (type == FL_Q8_0) {
+            fl_pack_q8_unit(blocks + 2, row, units + u * 8 * FL_QUAD_BYTES);
+            continue;
+        }
+        for (size_t i = 0; i < 16; i += 4) { /* a block has its halves as a unit has */
+            memcpy(units + (u * 4 + i / 4) * FL_QUAD_BYTES + row * 4, blocks + 2 + i, 4);
+        }
+    }
+}
+
+/* The g-th scale and minimum of the eight of q4_k and q5_k: the first four in the low six bits of their bytes, the others
+ * in four bits and the two left over by the first. */
+static void fl_six_bits(const uint8_t *s, size_t g, uint8_t *scale, uint8_t *min) {
+    if (g < 4) {
+        *scale = s[g] & 63;
+        *min = s[g + 4] & 63;
+    } else {
+        *scale = (uint8_t)((s[g + 4] & 15) | (s[g - 4] >> 6) << 4);
+        *min = (uint8_t)(s[g + 4] >> 4 | (s[g] >> 6) << 4);
+    }
+}
+
+/* A block of q4_k or q5_k: d, dmin, twelve bytes of scales and minima, of q5_k 32 of fifth bits, then fours. */
+static void fl_pack_k(fl_dtype type, const uint8_t *block, size_t row, uint8_t *chunk) {
+    uint8_t *scales = chunk + FL_PANEL * 4, *mins = scales + FL_PANEL * 8, *halves = mins + FL_PANEL * 8;
+    uint8_t *planes = halves + 8 * 4 * FL_QUAD_BYTES;
+    const uint8_t *six = block + 4, *fifths = block + 16, *fours = block + (type == FL_Q5_K ? 48 : 16);
+    memcpy(chunk + 2 * row, block, 2);
+    memcpy(chunk + 2 * (FL_PANEL + row), block + 2, 2);
+    for (size_t g = 0; g < 8; g++) {
+        uint8_t bits[FL_UNIT];
+        for (size_t i = 0; i < FL_UNIT; i++) {
+            bits[i] = fours[32 * (g / 2) + i] >> 4 * (g % 2) & 15;
+            if (type == FL_Q5_K) {
+                bits[i] = (uint8_t)(bits[i] | (fifths[i] >> g & 1) << 4);
+            }
+        }
+        fl_pack_bits(bits, row, halves + g * 4 * FL_QUAD_BYTES, planes + g * FL_QUAD_BYTES, type == FL_Q5_K);
+        fl_six_bits(six, g, &scales[g * FL_PANEL + row], &mins[g * FL_PANEL + row]);
+    }
+}
+
+/* A block of q6_k: fours, twos, sixteen scales, d. */
+static void fl_pack_q6_k(const uint8_t *block, size_t row, uint8_t *chunk) {
+    uint8_t *scales = chunk + FL_PANEL * 2, *halves = scales + FL_PANEL * 16, *planes = halves + 8 * 4 * FL_QUAD_BYTES;
+    memcpy(chunk + 2 * row, block + 208, 2);
+    for (size_t g = 0; g < 8; g++) {
+        uint8_t bits[FL_UNIT];
+        const uint8_t *fours = block + 64 * (g / 4) + 32 * (g % 2), *twos = block + 128 + 32 * (g / 4);
+        for (size_t i = 0; i < FL_UNIT; i++) {
+            bits[i] = (uint8_t)((fours[i] >> 4 * (g % 4 / 2) & 15) | (twos[i] >> 2 * (g % 4) & 3) << 4);
+        }
+        fl_pack_bits(bits, row, halves + g * 4 * FL_QUAD_BYTES, planes + g * 2 * FL_QUAD_BYTES, 2);
+        scales[2 * g * FL_PANEL + row] = block[192 + 2 * g];
+        scales[(2 * g + 1) * FL_PANEL + row] = block[192 + 2 * g + 1];
+    }
+}
+
+static void fl_pack_chunk(fl_dtype type, const uint8_t *row_bytes, size_t row, size_t unit, size_t n_units,
+                          uint8_t *chunk) {
+    if (type == FL_Q8_ROW) {
+        for (size_t u = 0; u < n_units; u++) {
+            fl_pack_q8_unit(row_bytes + sizeof(float) + (unit + u) * FL_UNIT, row, chunk + u * 8 * FL_QUAD_BYTES);
+        }
+        return;
+    }
+    const uint8_t *blocks = row_bytes + unit * FL_UNIT / fl_block_numbers(type) * fl_block_bytes(type);
+    if (type == FL_Q8_0 || type == FL_Q4_0) {
+        fl_pack_small(type, blocks, row, n_units, chunk);
+    } else if (type == FL_Q6_K) {
+        fl_pack_q6_k(blocks, row, chunk);
+    } else {
+        fl_pack_k(type, blocks, row, chunk);
+    }
+}
+
+FL_LOCAL void fl_pack(fl_dtype type, const uint8_t *rows, size_t n_rows, size_t n_cols, uint8_t *panel) {
+    size_t n_units = fl_units(n_cols), row_bytes = fl_row_bytes(type, n_cols);
+    memset(panel, 0, fl_panel_bytes(type, n_cols));
+    for (size_t row = 0; row < n_rows; row++, rows += row_bytes) {
+        uint8_t *chunk = panel + fl_panel_head_bytes(type);
+        if (type == FL_Q8_ROW) {
+            memcpy(panel + row * sizeof(float), rows, sizeof(float));
+        }
+        for (size_t u = 0; u < n_units; u += FL_CHUNK_UNITS) {
+            size_t n = fl_min(n_units - u, FL_CHUNK_UNITS);
+            fl_pack_chunk(type, rows, row, u, n, chunk);
+            chunk += fl_chunk_bytes(type, n);
+        }
+    }
+}
+
+/* One scale, that of the largest magnitude; a row with a NaN or an infinity in it has a NaN for a scale. */
+static void fl_quantise_q8_row(const float *x, size_t n_cols, uint8_t *row) {
+    float largest = 0, broken = 0;
+    for (size_t i = 0; i < n_cols; i++) {
+        float magnitude = x[i] < 0 ? -x[i] : x[i];
+        largest = magnitude > largest ? magnitude : largest;
+        broken += x[i] * 0.0f;
+    }
+    float scale = fl_is_finite(broken) ? largest / 127.0f : broken;
+    float inverse = fl_is_finite(broken) && largest >= 1e-30f ? 127.0f / largest : 0;
+    memset(row, 0, fl_row_bytes(FL_Q8_ROW, n_cols));
+    memcpy(row, &scale, sizeof scale);
+    for (size_t i = 0; i < n_cols && inverse != 0; i++) {
+        row[sizeof scale + i] = (uint8_t)(int32_t)rintf(x[i] * inverse);
+    }
+}
+
+FL_LOCAL void fl_quantise_row(fl_dtype type, const float *x, size_t n_cols, uint8_t *row) {
+    if (type == FL_Q8_ROW) {
+        fl_quantise_q8_row(x, n_cols, row);
+    } else {
+        fl_quantise(type, x, fl_div_up(n_cols, fl_block_numbers(type)) * fl_block_numbers(type), row);
+    }
+}

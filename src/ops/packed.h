@@ -1,0 +1,79 @@
+/* Packed weights: how matrices of integers lie in memory, for products with rows of integers.
+ *
+ * A matrix is cut into panels of 16 rows, filled up with zeros, and a panel into chunks of 256 columns (the last may be
+ * shorter) of units of 32. A step of a product takes four columns of all 16 rows, which are the 64 bytes of one vector:
+ *
+ *     quad:    [row][4 columns]                                        lane r of a vector of sums belongs to row r
+ *     q8       f16 scales[unit][row], quads[unit][8]                   value: (byte - 128) * scale
+ *     q8_row   quads[unit][8]; f32 scales[row] before the first chunk  the same
+ *     q4       f16 scales[unit][row], halves[unit][4]                  (bits - 8) * scale
+ *     q4_k     f16 d[row], f16 dmin[row], u8 scale[unit][row], u8 min[unit][row], halves[unit][4]
+ *                                                                      d * scale * bits - dmin * min
+ *     q5_k     the same, then one plane[unit]
+ *     q6_k     f16 d[row], i8 scale[half unit][row], halves[unit][4], planes[unit][2]
+ *                                                                      d * scale * (bits - 32)
+ *
+ * halves j holds quad j in its low four bits and quad 4 + j in the high ones. A plane holds what is above four bits: of
+ * 5 bits, bit j of its bytes belongs to quad j; of 6, bits 2j and 2j + 1 of the first to quad j, of the second to quad
+ * 4 + j. The values are those of the GGUF blocks of formats/blocks.h, bit for bit. */
+#ifndef FL_PACKED_H
+#define FL_PACKED_H
+
+#include "formats/blocks.h"
+#include "formats/dtype.h"
+
+#define FL_PANEL 16  /* rows */
+#define FL_UNIT 32   /* columns */
+#define FL_CHUNK 256 /* columns */
+#define FL_CHUNK_UNITS (FL_CHUNK / FL_UNIT)
+#define FL_QUAD_BYTES 64
+
+FL_INLINE bool fl_is_packed(fl_dtype type) {
+    return type >= FL_Q8_0 && type <= FL_Q6_K;
+}
+
+/* Does a value have one scale for 16 numbers? */
+FL_INLINE bool fl_has_half_units(fl_dtype type) {
+    return type == FL_Q6_K;
+}
+
+/* Is something taken off? */
+FL_INLINE bool fl_has_mins(fl_dtype type) {
+    return type == FL_Q4_K || type == FL_Q5_K;
+}
+
+/* Has bytes of eight bits, made unsigned by 128? The others stay below 64. */
+FL_INLINE bool fl_is_wide(fl_dtype type) {
+    return type == FL_Q8_0 || type == FL_Q8_ROW;
+}
+
+/* What the unsigned bytes have too much. */
+FL_INLINE int32_t fl_packed_offset(fl_dtype type) {
+    return fl_is_wide(type) ? 128 : type == FL_Q4_0 ? 8 : type == FL_Q6_K ? 32 : 0;
+}
+
+FL_INLINE size_t fl_units(size_t n_cols) {
+    return fl_div_up(n_cols, FL_UNIT);
+}
+
+/* Columns that the blocks of a type go up to; n_cols of q4_k, q5_k and q6_k must be whole blocks. */
+FL_LOCAL bool fl_packs(fl_dtype type, size_t n_cols);
+
+/* Bytes of a row before packing: blocks as in GGUF; q8_row: a float scale, then the integers. */
+FL_LOCAL size_t fl_row_bytes(fl_dtype type, size_t n_cols);
+
+/* Bytes of a chunk of n_units, of what stands before the first, and of a panel. */
+FL_LOCAL size_t fl_chunk_bytes(fl_dtype type, size_t n_units);
+FL_LOCAL size_t fl_panel_head_bytes(fl_dtype type);
+FL_LOCAL size_t fl_panel_bytes(fl_dtype type, size_t n_cols);
+
+/* Of a whole matrix, packed or plain. Saturates. */
+FL_LOCAL size_t fl_matrix_bytes(fl_dtype type, size_t n_rows, size_t n_cols);
+
+/* rows: n_rows <= 16 of fl_row_bytes each -> panel. */
+FL_LOCAL void fl_pack(fl_dtype type, const uint8_t *rows, size_t n_rows, size_t n_cols, uint8_t *panel);
+
+/* x (n_cols), then zeros up to whole units -> a row of fl_row_bytes. */
+FL_LOCAL void fl_quantise_row(fl_dtype type, const float *x, size_t n_cols, uint8_t *row);
+
+#endif

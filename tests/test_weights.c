@@ -1,0 +1,659 @@
+/* Packed weights: every type in every table of kernels against plain C and float64, at odd sizes; what is loaded with
+ * options.weights against the same model on the weights that its blocks stand for; the same bits whatever the table,
+ * threads, chunk and batch; what 8-bit activations and fewer bits cost, printed and bounded.
+ *
+ *     cc -O2 tests/test_weights.c -lutf8proc -lm -lpthread && ./a.out     (from the root of the repository)
+ */
+#include "../folollm.c"
+
+#include "check.h"
+
+#include <stdlib.h>
+
+#define MODEL "examples/models/tiny-shakespeare"
+#define LENGTH 100
+#define WIDE 1024 /* most columns of a product here */
+
+static const fl_dtype types[] = {FL_Q8_0, FL_Q8_ROW, FL_Q4_0, FL_Q4_K, FL_Q5_K, FL_Q6_K};
+
+static uint64_t random_state = 1;
+
+static uint32_t random_below(uint32_t n) {
+    random_state += 0x9E3779B97F4A7C15u;
+    return (uint32_t)(fl_mix(random_state) % n);
+}
+
+static float random_float(void) { /* roughly normal */
+    int32_t sum = 0;
+    for (int i = 0; i < 4; i++) {
+        sum += (int32_t)random_below(65536) - 32768;
+    }
+    return (float)sum / 32768;
+}
+
+/* The tables of this processor; those of AVX-512 are two. */
+static size_t all_tables(const fl_kernels *tables[4]) {
+    size_t n = 0;
+    tables[n++] = &fl_kernels_scalar;
+#if defined(__x86_64__)
+    fl_cpu cpu = fl_cpu_features();
+    if (cpu.avx2) {
+        tables[n++] = &fl_kernels_avx2;
+    }
+    if (cpu.avx512) {
+        tables[n++] = &fl_kernels_avx512;
+    }
+    if (cpu.vnni) {
+        tables[n++] = &fl_kernels_vnni;
+    }
+#endif
+    return n;
+}
+
+/* ---- Products -- */
+
+typedef struct matrix {
+    fl_matrix m;
+    uint8_t *packed;
+    float *plain; /* (n_rows, n_cols) what the blocks stand for, by the reference decoder */
+} matrix;
+
+static void decode_row(fl_dtype type, const uint8_t *row, size_t n_cols, float *y) {
+    float all[WIDE + FL_CHUNK], scale;
+    if (type == FL_Q8_ROW) {
+        memcpy(&scale, row, sizeof scale);
+        for (size_t i = 0; i < n_cols; i++) {
+            y[i] = (float)(int8_t)row[sizeof scale + i] * scale;
+        }
+        return;
+    }
+    fl_dequantise(type, row, fl_div_up(n_cols, fl_block_numbers(type)) * fl_block_numbers(type), all);
+    memcpy(y, all, n_cols * sizeof *y);
+}
+
+/* Random numbers, or with `wild` random bytes under scales that are finite: every bit pattern of a block. */
+static matrix make_matrix(fl_dtype type, size_t n_rows, size_t n_cols, bool wild) {
+    matrix w = {.m = {.n_rows = n_rows, .n_cols = n_cols, .n_parts = 1}};
+    size_t row_bytes = fl_row_bytes(type, n_cols), panel_bytes = fl_panel_bytes(type, n_cols);
+    uint8_t *rows = malloc(FL_PANEL * row_bytes);
+    w.packed = malloc(fl_matrix_bytes(type, n_rows, n_cols));
+    w.plain = malloc(n_rows * n_cols * sizeof *w.plain);
+    for (size_t first = 0; first < n_rows; first += FL_PANEL) {
+        size_t n = fl_min(n_rows - first, FL_PANEL);
+        for (size_t r = 0; r < n; r++) {
+            float x[WIDE + FL_CHUNK] = {0};
+            uint8_t *row = rows + r * row_bytes;
+            for (size_t i = 0; i < n_cols; i++) {
+                x[i] = random_float() * (random_below(50) == 0 ? 5 : 1);
+            }
+            fl_quantise_row(type, x, n_cols, row);
+            for (size_t i = 0; wild && i < row_bytes; i++) {
+                row[i] = (uint8_t)random_below(256);
+            }
+            for (size_t b = 0; wild && type != FL_Q8_ROW && b < row_bytes; b += fl_block_bytes(type)) {
+                uint16_t d = fl_f16_of_float(random_float()), m = fl_f16_of_float(random_float());
+                memcpy(row + b + (type == FL_Q6_K ? 208 : 0), &d, 2);
+                if (fl_has_mins(type)) {
+                    memcpy(row + b + 2, &m, 2);
+                }
+            }
+            if (wild && type == FL_Q8_ROW) {
+                float scale = random_float();
+                memcpy(row, &scale, sizeof scale);
+            }
+            decode_row(type, row, n_cols, w.plain + (first + r) * n_cols);
+        }
+        fl_pack(type, rows, n, n_cols, w.packed + first / FL_PANEL * panel_bytes);
+    }
+    free(rows);
+    w.m.parts[0] = (fl_part){.data = w.packed, .n_rows = n_rows, .type = type};
+    return w;
+}
+
+static void free_matrix(matrix *w) {
+    free(w->packed);
+    free(w->plain);
+}
+
+typedef struct product {
+    fl_cpu_backend cpu;
+    fl_arena arena;
+    fl_memory memory;
+} product;
+
+static void open_product(product *p, const fl_kernels *k, size_t n_rows, size_t n_cols, bool floats) {
+    fl_limits limits = {.n_rows = n_rows, .dim = n_cols, .qkv_dim = 16, .attention_dim = 16, .ffn_dim = 16,
+                        .head_dim = 16, .group = 1, .packed = true};
+    memset(p, 0, sizeof *p);
+    fl_memory_init(&p->memory, NULL);
+    fl_cpu_layout(&p->cpu, &p->arena, &limits, 1);
+    CHECK(fl_arena_open(&p->memory, &p->arena, "a test", NULL) == FOLOLLM_OK);
+    fl_cpu_layout(&p->cpu, &p->arena, &limits, 1);
+    fl_cpu_init(&p->cpu, k, NULL);
+    p->cpu.float_activations = floats;
+}
+
+/* y (n_rows, padded w.n_rows) = x W^T by the backend */
+static void multiply(const fl_kernels *k, bool floats, const float *x, size_t n_rows, const fl_matrix *w, float *y) {
+    product p;
+    open_product(&p, k, n_rows, w->n_cols, floats);
+    memset(y, 0, n_rows * fl_padded(w->n_rows) * sizeof *y);
+    p.cpu.base.ops->project_add(&p.cpu.base, n_rows, x, w, y);
+    fl_arena_close(&p.memory, &p.arena);
+}
+
+/* x in units of 32 as the kernels round it */
+static void round_activations(const float *x, size_t n, double *rounded) {
+    for (size_t u = 0; u < n; u += FL_UNIT) {
+        size_t end = fl_min(n, u + FL_UNIT);
+        float largest = 0;
+        for (size_t i = u; i < end; i++) {
+            largest = fabsf(x[i]) > largest ? fabsf(x[i]) : largest;
+        }
+        for (size_t i = u; i < end; i++) {
+            rounded[i] = largest > 0 ? (double)rintf(x[i] * (127.0f / largest)) * (double)(largest / 127.0f) : 0;
+        }
+    }
+}
+
+/* Both modes against float64, and all tables against the first by memcmp. */
+static void check_product(const matrix *w, const float *x, size_t n_rows, const fl_kernels *const *tables, size_t n) {
+    size_t n_cols = w->m.n_cols, stride = fl_padded(w->m.n_rows), bytes = n_rows * stride * sizeof(float);
+    float *first = malloc(bytes), *y = malloc(bytes);
+    for (int floats = 0; floats < 2; floats++) {
+        multiply(tables[0], floats, x, n_rows, &w->m, first);
+        double error = 0, size = 0, worst = 0;
+        for (size_t r = 0; r < n_rows; r++) {
+            double rounded[WIDE];
+            round_activations(x + r * fl_padded(n_cols), n_cols, rounded);
+            for (size_t o = 0; o < w->m.n_rows; o++) {
+                double sum = 0, magnitude = 0;
+                for (size_t i = 0; i < n_cols; i++) {
+                    double a = floats ? (double)x[r * fl_padded(n_cols) + i] : rounded[i];
+                    sum += a * (double)w->plain[o * n_cols + i];
+                    magnitude += fabs(a * (double)w->plain[o * n_cols + i]);
+                }
+                double off = fabs((double)first[r * stride + o] - sum);
+                error += off * off;
+                size += sum * sum;
+                worst = off > 1e-6 * magnitude && off > worst ? off : worst;
+            }
+        }
+        CHECK(error <= 1e-11 * size && worst == 0);
+        for (size_t t = 1; t < n; t++) {
+            multiply(tables[t], floats, x, n_rows, &w->m, y);
+            CHECK(memcmp(first, y, bytes) == 0);
+        }
+    }
+    free(first);
+    free(y);
+}
+
+static float *make_rows(size_t n_rows, size_t n_cols) {
+    float *x = calloc(n_rows * fl_padded(n_cols), sizeof *x);
+    for (size_t r = 0; r < n_rows; r++) {
+        for (size_t i = 0; i < n_cols; i++) {
+            x[r * fl_padded(n_cols) + i] = random_below(9) == 0 ? 0 : random_float() * (random_below(60) == 0 ? 40 : 1);
+        }
+    }
+    return x;
+}
+
+static void test_products(void) {
+    static const size_t shapes[][2] = {{16, 256}, {40, 512}, {97, 1024}, {33, 768}, /* rows, columns */
+                                       {1, 2},    {17, 31}, {16, 32},   {50, 33},  {31, 200}, {64, 416}, {15, 990}};
+    static const size_t rows[] = {1, 2, 3, 5, 6, 7, 13, 16, 17, 20};
+    const fl_kernels *tables[4];
+    size_t n_tables = all_tables(tables);
+    unsigned n = 0;
+    for (size_t t = 0; t < FL_COUNT(types); t++) {
+        for (size_t s = 0; s < FL_COUNT(shapes); s++) {
+            if (!fl_packs(types[t], shapes[s][1])) {
+                continue;
+            }
+            for (int wild = 0; wild < 2; wild++, n++) {
+                matrix w = make_matrix(types[t], shapes[s][0], shapes[s][1], wild);
+                float *x = make_rows(20, shapes[s][1]);
+                for (size_t r = (s + (size_t)wild) % 3; r < FL_COUNT(rows); r += 3) {
+                    check_product(&w, x, rows[r], tables, n_tables);
+                }
+                free(x);
+                free_matrix(&w);
+            }
+        }
+    }
+    printf("products: %u matrices in %zu tables\n", n, n_tables);
+}
+
+/* A row's result does not depend on the rows beside it. */
+static void test_rows_alone(void) {
+    const fl_kernels *k = fl_kernels_of(FOLOLLM_ISA_BEST);
+    for (size_t t = 0; t < FL_COUNT(types); t++) {
+        matrix w = make_matrix(types[t], 50, 512, false);
+        size_t stride = fl_padded(50);
+        float *x = make_rows(41, 512), *all = malloc(41 * stride * sizeof *all), one[128];
+        multiply(k, false, x, 41, &w.m, all);
+        for (size_t r = 0; r < 41; r++) {
+            multiply(k, false, x + r * fl_padded(512), 1, &w.m, one);
+            CHECK(memcmp(one, all + r * stride, 50 * sizeof *one) == 0);
+        }
+        free(x);
+        free(all);
+        free_matrix(&w);
+    }
+}
+
+/* Rows of the embedding are what the blocks stand for, bit for bit. */
+static void test_embedding(void) {
+    const fl_kernels *tables[4];
+    size_t n_tables = all_tables(tables);
+    for (size_t t = 0; t < FL_COUNT(types); t++) {
+        size_t n_cols = fl_packs(types[t], 200) ? 200 : 512;
+        matrix w = make_matrix(types[t], 45, n_cols, true);
+        folollm_token tokens[] = {0, 44, 15, 16, 31, 7};
+        fl_batch batch = {.n_rows = FL_COUNT(tokens), .tokens = tokens};
+        float *x = calloc(FL_COUNT(tokens) * fl_padded(n_cols), sizeof *x);
+        for (size_t k = 0; k < n_tables; k++) {
+            product p;
+            open_product(&p, tables[k], FL_COUNT(tokens), n_cols, false);
+            p.cpu.base.ops->embed(&p.cpu.base, &w.m, &batch, x);
+            for (size_t r = 0; r < FL_COUNT(tokens); r++) {
+                CHECK(memcmp(x + r * fl_padded(n_cols), w.plain + (size_t)tokens[r] * n_cols,
+                             n_cols * sizeof *x) == 0);
+            }
+            fl_arena_close(&p.memory, &p.arena);
+        }
+        free(x);
+        free_matrix(&w);
+    }
+}
+
+/* A NaN or an infinity in a row makes that row NaN, and no other; so do they in the scale of a weight. */
+static void test_not_finite(void) {
+    const fl_kernels *tables[4];
+    size_t n_tables = all_tables(tables), stride = fl_padded(20);
+    static const float odd[] = {NAN, INFINITY, -INFINITY};
+    for (size_t t = 0; t < FL_COUNT(types) * n_tables * FL_COUNT(odd); t++) {
+        matrix w = make_matrix(types[t % FL_COUNT(types)], 20, 256, false);
+        float *x = make_rows(7, 256), clean[7 * 64], y[7 * 64];
+        const fl_kernels *k = tables[t / FL_COUNT(types) % n_tables];
+        multiply(k, false, x, 7, &w.m, clean);
+        x[3 * fl_padded(256) + random_below(256)] = odd[t / FL_COUNT(types) / n_tables];
+        multiply(k, false, x, 7, &w.m, y);
+        for (size_t r = 0; r < 7; r++) {
+            for (size_t o = 0; o < 20; o++) {
+                CHECK(r == 3 ? !fl_is_finite(y[r * stride + o]) : y[r * stride + o] == clean[r * stride + o]);
+            }
+        }
+        free(x);
+        free_matrix(&w);
+    }
+}
+
+/* ---- A model in memory, wide enough for blocks of 256 -- */
+
+#define DIM 256u
+#define FFN 512u
+#define VOCAB 300u
+#define LAYERS 2u
+
+typedef struct virtual_file {
+    const char *name;
+    uint8_t *bytes;
+    size_t n;
+} virtual_file;
+
+static virtual_file files[2] = {{"model/config.json", NULL, 0}, {"model/model.safetensors", NULL, 0}};
+
+static void *open_file(void *user, const char *path) {
+    (void)user;
+    for (size_t i = 0; i < FL_COUNT(files); i++) {
+        if (strcmp(files[i].name, path) == 0) {
+            return &files[i];
+        }
+    }
+    return NULL;
+}
+
+static uint64_t file_size(void *user, void *file) {
+    (void)user;
+    return ((virtual_file *)file)->n;
+}
+
+static int read_file(void *user, void *file, uint64_t offset, void *out, size_t n) {
+    (void)user;
+    memcpy(out, ((virtual_file *)file)->bytes + offset, n);
+    return 0;
+}
+
+static void close_file(void *user, void *file) {
+    (void)user;
+    (void)file;
+}
+
+static const folollm_host in_memory = {
+    .file_open = open_file, .file_size = file_size, .file_read = read_file, .file_close = close_file};
+
+typedef struct writer {
+    char header[8192];
+    size_t n_header, n_data;
+    float *data;
+} writer;
+
+static void write_tensor(writer *w, const char *name, size_t n_rows, size_t n_cols, float size) {
+    size_t n = n_rows * (n_cols != 0 ? n_cols : 1);
+    w->n_header += (size_t)snprintf(w->header + w->n_header, sizeof w->header - w->n_header,
+                                    "%s\"%s\":{\"dtype\":\"F32\",\"shape\":[%zu", w->n_header > 1 ? "," : "", name, n_rows);
+    if (n_cols != 0) {
+        w->n_header += (size_t)snprintf(w->header + w->n_header, sizeof w->header - w->n_header, ",%zu", n_cols);
+    }
+    w->n_header += (size_t)snprintf(w->header + w->n_header, sizeof w->header - w->n_header,
+                                    "],\"data_offsets\":[%zu,%zu]}", w->n_data * 4, (w->n_data + n) * 4);
+    for (size_t i = 0; i < n; i++) {
+        w->data[w->n_data++] = n_cols != 0 ? random_float() * size : 1 + 0.1f * random_float();
+    }
+}
+
+static void make_model(void) {
+    static writer w;
+    static const char config[] =
+        "{\"model_type\":\"qwen3\",\"vocab_size\":300,\"hidden_size\":256,\"num_hidden_layers\":2,"
+        "\"num_attention_heads\":4,\"num_key_value_heads\":2,\"head_dim\":64,\"intermediate_size\":512,"
+        "\"rms_norm_eps\":1e-6,\"rope_theta\":10000.0,\"max_position_embeddings\":512,\"tie_word_embeddings\":true}";
+    static const struct {
+        const char *name;
+        size_t n_rows, n_cols;
+    } of_layer[] = {{"input_layernorm", DIM, 0},      {"post_attention_layernorm", DIM, 0},
+                    {"self_attn.q_proj", 256, DIM},   {"self_attn.k_proj", 128, DIM},
+                    {"self_attn.v_proj", 128, DIM},   {"self_attn.o_proj", DIM, 256},
+                    {"self_attn.q_norm", 64, 0},      {"self_attn.k_norm", 64, 0},
+                    {"mlp.gate_proj", FFN, DIM},      {"mlp.up_proj", FFN, DIM},
+                    {"mlp.down_proj", DIM, FFN}};
+    w.data = malloc(4u * 1000 * 1000 * sizeof *w.data);
+    w.header[w.n_header++] = '{';
+    write_tensor(&w, "model.embed_tokens.weight", VOCAB, DIM, 0.3f);
+    write_tensor(&w, "model.norm.weight", DIM, 0, 1);
+    for (unsigned l = 0; l < LAYERS; l++) {
+        for (size_t i = 0; i < FL_COUNT(of_layer); i++) {
+            char name[128];
+            snprintf(name, sizeof name, "model.layers.%u.%s.weight", l, of_layer[i].name);
+            write_tensor(&w, name, of_layer[i].n_rows, of_layer[i].n_cols, 0.08f);
+        }
+    }
+    w.header[w.n_header++] = '}';
+    while (w.n_header % 8 != 0) {
+        w.header[w.n_header++] = ' ';
+    }
+    files[0].bytes = malloc(sizeof config);
+    files[0].n = sizeof config - 1;
+    memcpy(files[0].bytes, config, files[0].n);
+    files[1].n = 8 + w.n_header + w.n_data * 4;
+    files[1].bytes = malloc(files[1].n);
+    uint64_t n_header = w.n_header;
+    memcpy(files[1].bytes, &n_header, 8);
+    memcpy(files[1].bytes + 8, w.header, w.n_header);
+    memcpy(files[1].bytes + 8 + w.n_header, w.data, w.n_data * 4);
+    free(w.data);
+}
+
+static folollm *open_model(const char *path, folollm_options o) {
+    folollm_error error;
+    folollm *f = NULL;
+    if (strcmp(path, "model") == 0) {
+        o.host = &in_memory;
+    }
+    o.kv = FOLOLLM_KV_F32;
+    o.pool_tokens = 4096;
+    if (folollm_load(path, &o, &f, &error) != FOLOLLM_OK) {
+        printf("%s\n", error.text);
+        exit(2);
+    }
+    return f;
+}
+
+static const char *const paths[] = {"model", MODEL};
+static folollm_token prompt[LENGTH];
+
+static void prefill_all(folollm *f, float *logits) {
+    folollm_seq seq = 0;
+    CHECK(folollm_seq_open(f, NULL, &seq, NULL) == FOLOLLM_OK);
+    CHECK(folollm_prefill(f, seq, prompt, LENGTH, logits, NULL) == FOLOLLM_OK);
+    CHECK(folollm_seq_close(f, seq, NULL) == FOLOLLM_OK);
+}
+
+/* Put what a packed matrix stands for into a model of floats. */
+static void copy_values(const folollm *packed, folollm *plain) {
+    fl_weights *from = &packed->checkpoint->weights, *to = &plain->checkpoint->weights;
+    fl_slab *slab = malloc(sizeof *slab);
+    for (size_t at = 0; at < 1 + 4 * (size_t)to->config.n_layers; at++) {
+        const fl_layer *a = &from->layers[at > 0 ? (at - 1) / 4 : 0], *b = &to->layers[at > 0 ? (at - 1) / 4 : 0];
+        const fl_matrix *source[] = {&a->qkv, &a->o, &a->gate_up, &a->down};
+        const fl_matrix *target[] = {&b->qkv, &b->o, &b->gate_up, &b->down};
+        const fl_matrix *s = at > 0 ? source[(at - 1) % 4] : &from->embedding;
+        const fl_matrix *t = at > 0 ? target[(at - 1) % 4] : &to->embedding;
+        for (uint32_t p = 0; p < s->n_parts; p++) {
+            CHECK(fl_is_packed(s->parts[p].type) && t->parts[p].type == FL_F32);
+            for (size_t row = 0; row < s->parts[p].n_rows; row++) {
+                const uint8_t *panel = (const uint8_t *)s->parts[p].data +
+                                       fl_matrix_bytes(s->parts[p].type, row / FL_PANEL * FL_PANEL, s->n_cols);
+                float *y = (float *)(uintptr_t)t->parts[p].data + row * s->n_cols;
+                fl_open_rows(&packed->worker.cpu, s->parts[p].type, panel, s->n_cols, row % FL_PANEL, 1, slab, y, 0);
+            }
+        }
+    }
+    free(slab);
+}
+
+/* With floats, a packed model is to the bit the model of floats on the values of its blocks. */
+static void test_float_mode(void) {
+    for (size_t m = 0; m < FL_COUNT(paths); m++) {
+        for (int w = FOLOLLM_WEIGHTS_Q8; w <= FOLOLLM_WEIGHTS_Q6_K; w++) {
+            folollm_options o = {.weights = (folollm_weights)w, .float_activations = 1, .n_threads = 2};
+            folollm *packed = open_model(paths[m], o);
+            o.weights = FOLOLLM_WEIGHTS_F32;
+            folollm *plain = open_model(paths[m], o);
+            folollm_info info;
+            folollm_get_info(packed, &info);
+            float *a = malloc((size_t)LENGTH * info.vocab * sizeof *a), *b = malloc((size_t)LENGTH * info.vocab * sizeof *b);
+            copy_values(packed, plain);
+            prefill_all(packed, a);
+            prefill_all(plain, b);
+            CHECK(memcmp(a, b, (size_t)LENGTH * info.vocab * sizeof *a) == 0);
+            CHECK(strcmp(info.weights, m == 1 && w >= FOLOLLM_WEIGHTS_Q4_K ? "mixed" : fl_dtype_name(types[w - FOLOLLM_WEIGHTS_Q8])) == 0);
+            free(a);
+            free(b);
+            folollm_free(packed);
+            folollm_free(plain);
+        }
+    }
+}
+
+/* The same logits from every table, thread count and chunk; a batch of forks gives what a sequence alone does. */
+static void test_bits(void) {
+    static const uint32_t chunks[] = {1, 5, 16, 128};
+    unsigned n = 0;
+    for (size_t m = 0; m < FL_COUNT(paths); m++) {
+        for (int w = FOLOLLM_WEIGHTS_Q8; w <= FOLOLLM_WEIGHTS_Q6_K; w++) {
+            folollm_options o = {.weights = (folollm_weights)w, .n_threads = 1, .chunk = 7, .isa = FOLOLLM_ISA_SCALAR};
+            folollm *f = open_model(paths[m], o);
+            uint32_t vocab = f->checkpoint->weights.config.vocab;
+            size_t bytes = (size_t)LENGTH * vocab * sizeof(float);
+            float *first = malloc(bytes), *y = malloc(bytes);
+            prefill_all(f, first);
+            folollm_free(f);
+            for (int isa = FOLOLLM_ISA_AVX2; isa <= FOLOLLM_ISA_AVX512 && fl_kernels_of((folollm_isa)isa); isa++) {
+                for (size_t c = 0; c < FL_COUNT(chunks); c++, n++) {
+                    o.isa = (folollm_isa)isa;
+                    o.chunk = chunks[c];
+                    o.n_threads = 1 + (uint32_t)c % 3;
+                    f = open_model(paths[m], o);
+                    prefill_all(f, y);
+                    CHECK(memcmp(first, y, bytes) == 0);
+                    folollm_free(f);
+                }
+            }
+            o = (folollm_options){.weights = (folollm_weights)w, .n_threads = 2, .max_seqs = 24};
+            f = open_model(paths[m], o);
+            folollm_seq seqs[24];
+            folollm_token tokens[24];
+            size_t at[24];
+            for (uint32_t i = 0; i < 24; i++) {
+                at[i] = 1 + random_below(LENGTH - 30);
+                CHECK(folollm_seq_open(f, NULL, &seqs[i], NULL) == FOLOLLM_OK);
+                CHECK(folollm_prefill(f, seqs[i], prompt, at[i], NULL, NULL) == FOLOLLM_OK);
+            }
+            for (uint32_t batch = 1; batch <= 24; batch++) {
+                for (uint32_t i = 0; i < batch; i++) {
+                    tokens[i] = prompt[at[i]];
+                }
+                CHECK(folollm_decode_step(f, seqs, tokens, batch, NULL) == FOLOLLM_OK);
+                for (uint32_t i = 0; i < batch; i++) {
+                    const float *logits = NULL;
+                    CHECK(folollm_logits(f, seqs[i], &logits, NULL) == FOLOLLM_OK);
+                    CHECK(logits != NULL && memcmp(logits, first + at[i] * vocab, vocab * sizeof *logits) == 0);
+                    at[i]++;
+                }
+            }
+            folollm_free(f);
+            free(first);
+            free(y);
+        }
+    }
+    printf("bits: %u engines beside the scalar one\n", n);
+}
+
+/* ---- Quality -- */
+
+typedef struct quality {
+    double nmse, mean, max, same_top;
+} quality;
+
+static double log_sum(const float *x, uint32_t n, uint32_t *top) {
+    double sum = 0;
+    *top = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        *top = x[i] > x[*top] ? i : *top;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        sum += exp((double)x[i] - (double)x[*top]);
+    }
+    return log(sum) + (double)x[*top];
+}
+
+static quality compare(const float *a, const float *b, size_t n_rows, uint32_t vocab) {
+    quality q = {0, 0, 0, 0};
+    double error = 0, size = 0;
+    for (size_t r = 0; r < n_rows; r++, a += vocab, b += vocab) {
+        uint32_t top_a, top_b;
+        double log_a = log_sum(a, vocab, &top_a), log_b = log_sum(b, vocab, &top_b), divergence = 0;
+        for (uint32_t i = 0; i < vocab; i++) {
+            double p = (double)a[i] - log_a;
+            divergence += exp(p) * (p - ((double)b[i] - log_b));
+            error += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]);
+            size += (double)a[i] * (double)a[i];
+        }
+        q.mean += divergence / (double)n_rows;
+        q.max = divergence > q.max ? divergence : q.max;
+        q.same_top += (top_a == top_b) / (double)n_rows;
+    }
+    q.nmse = error / size;
+    return q;
+}
+
+#define TEXTS 8
+#define WRITTEN 128
+
+/* Logits of an engine over texts that the shipped model wrote itself, at temperature 1, from another first token. */
+static void judge(folollm_options o, folollm_token texts[TEXTS][WRITTEN], float *logits) {
+    folollm *f = open_model(MODEL, o);
+    uint32_t vocab = f->checkpoint->weights.config.vocab;
+    for (size_t t = 0; t < TEXTS; t++) {
+        folollm_seq seq = 0;
+        CHECK(folollm_seq_open(f, NULL, &seq, NULL) == FOLOLLM_OK);
+        CHECK(folollm_prefill(f, seq, texts[t], WRITTEN, logits + t * WRITTEN * vocab, NULL) == FOLOLLM_OK);
+        CHECK(folollm_seq_close(f, seq, NULL) == FOLOLLM_OK);
+    }
+    folollm_free(f);
+}
+
+static void write_texts(folollm_token texts[TEXTS][WRITTEN]) {
+    folollm *f = open_model(MODEL, (folollm_options){.n_threads = 2});
+    for (size_t t = 0; t < TEXTS; t++) {
+        folollm_sampling sampling = {.temperature = 1, .seed = t, .ignore_eos = 1};
+        folollm_seq seq = 0;
+        CHECK(folollm_seq_open(f, &sampling, &seq, NULL) == FOLOLLM_OK);
+        for (size_t i = 0; i < WRITTEN; i++) {
+            folollm_sampled s = {.token = (folollm_token)t + 1};
+            CHECK(i == 0 || folollm_sample(f, seq, &s, NULL, 0, NULL) == FOLOLLM_OK);
+            texts[t][i] = s.token;
+            CHECK(folollm_prefill(f, seq, &s.token, 1, NULL, NULL) == FOLOLLM_OK);
+        }
+        CHECK(folollm_seq_close(f, seq, NULL) == FOLOLLM_OK);
+    }
+    folollm_free(f);
+}
+
+static void test_quality(void) {
+    static folollm_token texts[TEXTS][WRITTEN];
+    static const double most[] = {5e-4, 5e-4, 0.04, 0.04, 0.01, 0.002}; /* mean divergence from f32, by type */
+    uint32_t vocab = 1024;
+    size_t n = TEXTS * WRITTEN;
+    float *exact = malloc(n * vocab * sizeof *exact), *floats = malloc(n * vocab * sizeof *floats);
+    float *integers = malloc(n * vocab * sizeof *integers);
+    write_texts(texts);
+    judge((folollm_options){.weights = FOLOLLM_WEIGHTS_F32}, texts, exact);
+    for (int w = FOLOLLM_WEIGHTS_Q8; w <= FOLOLLM_WEIGHTS_Q6_K; w++) {
+        judge((folollm_options){.weights = (folollm_weights)w, .float_activations = 1}, texts, floats);
+        judge((folollm_options){.weights = (folollm_weights)w}, texts, integers);
+        quality activations = compare(floats, integers, n, vocab), all = compare(exact, integers, n, vocab);
+        printf("%-7s from f32: NMSE %.2g, KLD mean %.2g, max %.2g, same top %.2f %%; by 8-bit activations alone: "
+               "NMSE %.2g, KLD mean %.2g, same top %.2f %%\n", fl_dtype_name(types[w - FOLOLLM_WEIGHTS_Q8]), all.nmse,
+               all.mean, all.max, 100 * all.same_top, activations.nmse, activations.mean, 100 * activations.same_top);
+        CHECK(activations.nmse <= 1e-3 && activations.mean <= 2e-3 && activations.same_top >= 0.98);
+        CHECK(all.mean <= most[w - FOLOLLM_WEIGHTS_Q8]);
+    }
+    free(exact);
+    free(floats);
+    free(integers);
+}
+
+/* Weights of plain types are those of the file, rounded once. */
+static void test_plain_types(void) {
+    folollm *f32 = open_model("model", (folollm_options){.weights = FOLOLLM_WEIGHTS_AS_STORED});
+    static const folollm_weights plain[] = {FOLOLLM_WEIGHTS_F32, FOLOLLM_WEIGHTS_F16, FOLOLLM_WEIGHTS_BF16};
+    for (size_t i = 0; i < FL_COUNT(plain); i++) {
+        folollm *f = open_model("model", (folollm_options){.weights = plain[i], .n_threads = 3});
+        const fl_matrix *a = &f32->checkpoint->weights.layers[1].down, *b = &f->checkpoint->weights.layers[1].down;
+        size_t n = a->n_rows * a->n_cols;
+        float *y = malloc(n * sizeof *y);
+        const float *x = a->parts[0].data;
+        fl_to_float(b->parts[0].type, b->parts[0].data, n, y);
+        for (size_t k = 0; k < n; k++) {
+            float rounded = i == 0   ? x[k]
+                            : i == 1 ? fl_float_of_f16(fl_f16_of_float(x[k]))
+                                     : fl_float_of_bf16(fl_bf16_of_float(x[k]));
+            CHECK(y[k] == rounded);
+        }
+        free(y);
+        folollm_free(f);
+    }
+    folollm_free(f32);
+}
+
+int main(void) {
+    test_products();
+    test_rows_alone();
+    test_embedding();
+    test_not_finite();
+    make_model();
+    for (size_t i = 0; i < LENGTH; i++) {
+        prompt[i] = (folollm_token)random_below(VOCAB);
+    }
+    test_plain_types();
+    test_float_mode();
+    test_bits();
+    test_quality();
+    free(files[0].bytes);
+    free(files[1].bytes);
+    return check_finish();
+}
