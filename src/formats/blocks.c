@@ -21,7 +21,7 @@ FL_LOCAL size_t fl_block_bytes(fl_dtype type) {
     }
 }
 
-/* ---- Decoding: a product and its difference are statements of their own, so that no compiler fuses them -- */
+/* ---- Decoding: the product is exact, so that a compiler which fuses it with the difference changes nothing -- */
 
 static float fl_get_half(const uint8_t *p) {
     return fl_float_of_f16((uint16_t)(p[0] | p[1] << 8));
@@ -64,8 +64,7 @@ FL_INLINE void fl_dequantise_pairs(const uint8_t *b, bool fifth, float *y) {
         for (size_t i = 0; i < 32; i++) {
             int q = low[g / 2 * 32 + i] >> (g % 2 * 4) & 15;
             q += fifth ? (high[i] >> g & 1) << 4 : 0;
-            float product = step * (float)q;
-            y[32 * g + i] = product - min;
+            y[32 * g + i] = step * (float)q - min;
         }
     }
 }
@@ -116,7 +115,8 @@ FL_LOCAL void fl_dequantise(fl_dtype type, const void *blocks, size_t n, float *
     }
 }
 
-/* ---- Encoding: loops over a fixed 16 or 32 without branches, which compilers turn into vectors -- */
+/* ---- Encoding: loops over a fixed 16 or 32 without branches, which compilers turn into vectors. The same bytes
+ * everywhere, so a product that is added to something is exact, fused or not: of numbers cut short, or in double -- */
 
 static void fl_put_half(uint8_t *p, uint16_t half) {
     p[0] = (uint8_t)half;
@@ -136,15 +136,15 @@ static void fl_tame(const float *from, size_t n, float *x) {
     }
 }
 
-/* The nearest integer, ties to even: it stands in the low bits once 1.5 * 2^23 is added. Not the nearest, but some
- * integer, where |x| is above 2^22. */
-FL_INLINE int32_t fl_nearest(float x) {
-    return (int32_t)(fl_bits_of_float(x + 12582912.0f) - 0x4B400000u);
+/* x without its lowest n bits. */
+FL_INLINE float fl_cut(float x, int n) {
+    return fl_float_of_bits(fl_bits_of_float(x) >> n << n);
 }
 
-/* The nearest of low..top. Integers are limited, in one statement each, because gcc makes branches of the rest. */
-FL_INLINE int32_t fl_level(float x, int32_t low, int32_t top) {
-    int32_t q = fl_nearest(x);
+/* Half of twice_x to the nearest integer, a half away from zero, but within low..top; |twice_x| < 2^31. Integers are
+ * limited, in one statement each, because gcc makes branches of the rest. */
+FL_INLINE int32_t fl_level(float twice_x, int32_t low, int32_t top) {
+    int32_t twice = (int32_t)twice_x, q = (twice + 1 + (twice >> 31)) >> 1;
     q = q < low ? low : q;
     q = q > top ? top : q;
     return q;
@@ -200,19 +200,20 @@ static uint16_t fl_scale_of(float most, float top) {
     return (uint16_t)(d + ((top + 0.5f) * fl_float_of_f16(d) < most));
 }
 
-static float fl_inverse(float step) {
-    return step != 0 ? 1 / step : 0;
+/* What numbers are multiplied by on their way to fl_level; a step of 0 makes all of them 0. */
+static float fl_twice_inverse(float step) {
+    return step != 0 ? 2 / step : 0;
 }
 
 static void fl_quantise_q8_0(const float *from, uint8_t *b) {
     float x[32], least, most;
     fl_tame(from, 32, x);
     fl_extremes(x, 32, &least, &most);
-    uint16_t half = fl_scale_of(fl_greater(most, -least), 127);
-    float inverse = fl_inverse(fl_float_of_f16(half));
+    uint16_t half = fl_scale_of(fl_greater(-least, most), 127);
+    float twice = fl_twice_inverse(fl_float_of_f16(half));
     fl_put_half(b, half);
     for (size_t i = 0; i < 32; i++) {
-        b[2 + i] = (uint8_t)fl_nearest(x[i] * inverse);
+        b[2 + i] = (uint8_t)fl_level(x[i] * twice, -127, 127);
     }
 }
 
@@ -222,15 +223,16 @@ static void fl_quantise_q8_0(const float *from, uint8_t *b) {
 FL_INLINE float fl_fit_step(const float *x, size_t n, int32_t top) {
     float least, most, best = 0, step = 0, qx[32], qq[32];
     fl_extremes(x, n, &least, &most);
-    float unit = (float)-top * fl_inverse(most > -least ? most : least);
-    for (int t = 0; t < 16; t++) {
-        float further = 0.025f * (float)t, inverse = unit * (0.7375f + further);
+    float unit = (float)-top * fl_twice_inverse(most > -least ? most : least);
+    for (int t = 59; t < 91; t += 2) {
+        float twice = unit * ((float)t * 0.0125f);
         for (size_t i = 0; i < n; i++) {
-            float q = (float)fl_level(x[i] * inverse, -top, top - 1);
-            qx[i] = q * x[i];
+            float q = (float)fl_level(x[i] * twice, -top, top - 1);
+            qx[i] = q * fl_cut(x[i], 6);
             qq[i] = q * q;
         }
-        float sum_qx = fl_sum(qx, n), fitted = sum_qx * fl_inverse(fl_sum(qq, n)), explained = sum_qx * fitted;
+        float sum_qx = fl_sum(qx, n), sum_qq = fl_sum(qq, n), fitted = sum_qq != 0 ? sum_qx / sum_qq : 0;
+        float explained = sum_qx * fitted;
         step = explained > best ? fitted : step;
         best = fl_greater(best, explained);
     }
@@ -241,10 +243,10 @@ static void fl_quantise_q4_0(const float *from, uint8_t *b) {
     float x[32];
     fl_tame(from, 32, x);
     uint16_t half = fl_f16_of_float(fl_fit_step(x, 32, 8));
-    float inverse = fl_inverse(fl_float_of_f16(half));
+    float twice = fl_twice_inverse(fl_float_of_f16(half));
     fl_put_half(b, half);
     for (size_t i = 0; i < 16; i++) {
-        int32_t low = fl_level(x[i] * inverse, -8, 7) + 8, high = fl_level(x[i + 16] * inverse, -8, 7) + 8;
+        int32_t low = fl_level(x[i] * twice, -8, 7) + 8, high = fl_level(x[i + 16] * twice, -8, 7) + 8;
         b[2 + i] = (uint8_t)(low | high << 4);
     }
 }
@@ -255,9 +257,9 @@ typedef struct fl_line {
 } fl_line;
 
 FL_INLINE void fl_levels(const float *x, size_t n, fl_line line, int32_t low, int32_t top, int32_t *q) {
-    float inverse = fl_inverse(line.step);
+    float twice = fl_twice_inverse(line.step);
     for (size_t i = 0; i < n; i++) {
-        q[i] = fl_level((x[i] + line.min) * inverse, low, top);
+        q[i] = fl_level((x[i] + line.min) * twice, low, top);
     }
 }
 
@@ -267,8 +269,7 @@ FL_INLINE float fl_line_error(const float *x, size_t n, fl_line line, int32_t lo
     float squares[32];
     fl_levels(x, n, line, low, top, q);
     for (size_t i = 0; i < n; i++) {
-        float product = line.step * (float)q[i];
-        float off = x[i] - (product - line.min);
+        float off = fl_cut(x[i] - (line.step * (float)q[i] - line.min), 12);
         squares[i] = off * off;
     }
     return fl_sum(squares, n);
@@ -277,29 +278,32 @@ FL_INLINE float fl_line_error(const float *x, size_t n, fl_line line, int32_t lo
 /* 32 numbers on a line, q in 0..top and min >= 0. The search is over y, the numbers above the least of them or above
  * 0: each try rounds y on a grid about as wide as they are, and solves for slope and shift, y = slope * q + shift, of
  * least squared error with these integers. They explain slope * sum q(y - shift) + shift * sum (2y - shift) of the sum
- * of y^2. Products stand alone so that no compiler fuses one with a sum. */
+ * of y^2. */
 static fl_line fl_fit_line(const float *x, int32_t top) {
-    float least, most, best = 0, y[32], qs[32], qy[32], qq[32];
+    float least, most, y[32], qs[32], qy[32], qq[32];
+    double best = 0;
     fl_extremes(x, 32, &least, &most);
     least = fl_lesser(least, 0);
     fl_line line = {0, -least};
     for (size_t i = 0; i < 32; i++) {
-        y[i] = qy[i] = x[i] - least;
+        y[i] = qy[i] = fl_cut(x[i] - least, 6);
     }
-    float sum_y = fl_sum(qy, 32), unit = fl_inverse(most - least);
-    for (int t = -14; t < 6; t++) {
-        float wider = 0.2f * (float)t, inverse = unit * ((float)top + wider);
+    float unit = fl_twice_inverse(most - least) * 0.2f;
+    double sum_y = (double)fl_sum(qy, 32);
+    for (int32_t t = 5 * top - 14; t < 5 * top + 6; t++) {
+        float twice = unit * (float)t;
         for (size_t i = 0; i < 32; i++) {
-            float q = (float)fl_level(y[i] * inverse, 0, top);
+            float q = (float)fl_level(y[i] * twice, 0, top);
             qs[i] = q;
             qy[i] = q * y[i];
             qq[i] = q * q;
         }
-        float sum_q = fl_sum(qs, 32), sum_qy = fl_sum(qy, 32), sum_qq = fl_sum(qq, 32);
-        float one = sum_y * sum_qq, other = sum_q * sum_qy, of_all = 32 * sum_qq, of_mean = sum_q * sum_q;
-        float shift = fl_lesser((one - other) * fl_inverse(of_all - of_mean), -least), part = shift * sum_q;
-        float rest = sum_qy - part, slope = rest * fl_inverse(sum_qq), twice = 2 * sum_y, same = 32 * shift;
-        float by_slope = slope * rest, by_shift = shift * (twice - same), explained = by_slope + by_shift;
+        double sum_q = (double)fl_sum(qs, 32), sum_qy = (double)fl_sum(qy, 32), sum_qq = (double)fl_sum(qq, 32);
+        double spread = 32 * sum_qq - sum_q * sum_q, mean = sum_y * sum_qq - sum_q * sum_qy;
+        float shift = fl_lesser(spread != 0 ? (float)(mean / spread) : 0, -least);
+        float rest = (float)(sum_qy - (double)shift * sum_q), slope = sum_qq != 0 ? rest / (float)sum_qq : 0;
+        float by_shift = (float)(2 * sum_y - 32 * (double)shift);
+        double explained = (double)slope * (double)rest + (double)shift * (double)by_shift;
         if (explained > best) {
             best = explained;
             line.step = slope;
@@ -312,7 +316,8 @@ static fl_line fl_fit_line(const float *x, int32_t top) {
 /* Of the multiples of d and dmin around a line: those with the least squared error. */
 static void fl_choose_line(const float *x, int32_t top, fl_line line, float d, float dmin, uint8_t *scale,
                            uint8_t *min) {
-    int32_t s = fl_level(line.step * fl_inverse(d), 1, 62), m = fl_level(line.min * fl_inverse(dmin), 1, 62);
+    int32_t s = fl_level(line.step * fl_twice_inverse(d), 1, 62);
+    int32_t m = fl_level(line.min * fl_twice_inverse(dmin), 1, 62);
     float best = FLT_MAX;
     for (int32_t i = s - 1; i <= s + 1; i++) {
         for (int32_t j = m - 1; j <= m + 1; j++) {
@@ -358,6 +363,7 @@ static void fl_quantise_pairs(const float *from, fl_dtype type, uint8_t *b) {
         most_step = fl_greater(lines[g].step, most_step);
         most_min = fl_greater(lines[g].min, most_min);
     }
+    most_step = fl_greater(most_step, most_min * 9.5367431640625e-7f); /* 2^-20: integers stay far below 2^31 */
     uint16_t half = fl_scale_of(most_step, 63), half_min = fl_scale_of(most_min, 63);
     float d = fl_float_of_f16(half), dmin = fl_float_of_f16(half_min);
     memset(b, 0, fl_block_bytes(type));
@@ -379,7 +385,7 @@ FL_INLINE float fl_step_error(const float *x, float step) {
 
 /* Of the multiples of d around a step: that with the least squared error, the nearest if equal. */
 static int32_t fl_choose_step(const float *x, float step, float d) {
-    int32_t s = fl_level(step * fl_inverse(d), -127, 126);
+    int32_t s = fl_level(step * fl_twice_inverse(d), -127, 126);
     float same = fl_step_error(x, d * (float)s), below = fl_step_error(x, d * (float)(s - 1)),
           above = fl_step_error(x, d * (float)(s + 1));
     if (below < same && below <= above) {
@@ -397,7 +403,7 @@ static void fl_quantise_q6_k(const float *from, uint8_t *b) {
         steps[g] = fl_fit_step(x + 16 * g, 16, 32);
     }
     fl_extremes(steps, 16, &least, &most);
-    uint16_t half = fl_scale_of(fl_greater(most, -least), 128);
+    uint16_t half = fl_scale_of(fl_greater(-least, most), 128);
     half = (uint16_t)(half | (most > -least ? 0x8000 : 0));
     float d = fl_float_of_f16(half);
     memset(b, 0, 208);
