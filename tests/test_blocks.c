@@ -246,6 +246,23 @@ static void test_constants(void) {
     }
 }
 
+/* Groups so narrow that the steps of a K type vanish beside its minima. */
+static void test_narrow(void) {
+    for (size_t t = 0; t < FL_COUNT(types); t++) {
+        for (int round = 0; round < 8; round++) {
+            float scale = 1.0f / (float)(1 << 4 * round);
+            for (size_t i = 0; i < 256; i++) {
+                row[i] = -1000 + 37 * (float)(i / 32) + random_normal() * scale;
+            }
+            fl_quantise(types[t], row, 256, encoded);
+            fl_dequantise(types[t], encoded, 256, decoded);
+            for (size_t i = 0; i < 256; i++) {
+                CHECK(fabsf(decoded[i] - row[i]) < 20);
+            }
+        }
+    }
+}
+
 /* Infinities and what is too large count as 65504, NaN as 0. */
 static void test_broken(void) {
     static const uint32_t broken[][2] = {
@@ -294,6 +311,7 @@ int main(void) {
     test_again();
     test_rows();
     test_constants();
+    test_narrow();
     test_broken();
     test_any_bits();
     return check_finish();
