@@ -1,4 +1,4 @@
-/* Types of stored numbers, and the exact conversions between them and float. */
+/* Types of stored numbers, and the exact conversions between the plain ones and float. Those of blocks: blocks.h. */
 #ifndef FL_DTYPE_H
 #define FL_DTYPE_H
 
@@ -8,18 +8,18 @@ typedef enum fl_dtype {
     FL_F32,
     FL_F16,
     FL_BF16,
-    FL_Q8_0,   /* blocks of 32 numbers of 8 bits */
-    FL_Q8_ROW, /* 8 bits, one scale a row */
-    FL_Q4_0,   /* blocks of 32 numbers of 4 bits */
-    FL_Q4_K,   /* blocks of 256, groups of 32 with a scale and a minimum */
+    FL_Q8_0,   /* as in GGUF, and so are those named alike below: blocks.h */
+    FL_Q8_ROW, /* 8 bits, one float scale for a whole row */
+    FL_Q4_0,
+    FL_Q4_K,
     FL_Q5_K,
-    FL_Q6_K, /* blocks of 256, groups of 16 with a scale */
+    FL_Q6_K,
     FL_DTYPE_COUNT,
     FL_DTYPE_OTHER = FL_DTYPE_COUNT /* in a file: named, sized, but nothing computes with it */
 } fl_dtype;
 
-FL_LOCAL size_t fl_dtype_bytes(fl_dtype type);
-FL_LOCAL const char *fl_dtype_name(fl_dtype type); /* "f32", "f16", "bf16" */
+FL_LOCAL size_t fl_dtype_bytes(fl_dtype type);     /* of one number; F32, F16 and BF16 only */
+FL_LOCAL const char *fl_dtype_name(fl_dtype type); /* "f32", "bf16", "q4_k"; FL_Q8_0 is "q8", FL_Q4_0 "q4" */
 
 FL_INLINE float fl_float_of_bf16(uint16_t b) {
     return fl_float_of_bits((uint32_t)b << 16);
@@ -68,7 +68,7 @@ FL_INLINE uint16_t fl_f16_of_float(float f) {
     return (uint16_t)(sign | value);
 }
 
-/* n numbers of a type, at any alignment, to float. */
+/* n numbers of F32, F16 or BF16, at any alignment, to float. */
 FL_LOCAL void fl_to_float(fl_dtype type, const void *from, size_t n, float *to);
 
 #endif

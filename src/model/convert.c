@@ -64,16 +64,29 @@ static void fl_convert_plain(fl_dtype to, const float *x, size_t n, uint8_t *out
     }
 }
 
+static void fl_read_row(fl_dtype from, const uint8_t *row, size_t n, float *x) {
+    if (fl_is_packed(from)) {
+        fl_dequantise(from, row, fl_div_up(n, fl_block_numbers(from)) * fl_block_numbers(from), x);
+    } else {
+        fl_to_float(from, row, n, x);
+    }
+}
+
 /* Sixteen rows. */
 static void fl_convert_task(void *context, size_t task, size_t slot) {
     const fl_convert_job *j = context;
     size_t first = task * FL_PANEL, n = fl_min(j->n_rows - first, FL_PANEL);
-    size_t in_bytes = j->n_cols * fl_dtype_bytes(j->from), row_bytes = fl_row_bytes(j->to, j->n_cols);
+    size_t in_bytes = fl_row_bytes(j->from, j->n_cols), row_bytes = fl_row_bytes(j->to, j->n_cols);
+    const uint8_t *in = j->c->raw + first * in_bytes;
     float *x = (float *)(void *)(j->c->slots + slot * j->c->slot_bytes);
     uint8_t *rows = (uint8_t *)(x + fl_slot_floats(j->n_cols)), *out = j->out + fl_matrix_bytes(j->to, first, j->n_cols);
+    if (j->from == j->to) {
+        fl_pack(j->to, in, n, j->n_cols, out);
+        return;
+    }
     memset(x + j->n_cols, 0, (fl_slot_floats(j->n_cols) - j->n_cols) * sizeof *x);
     for (size_t r = 0; r < n; r++) {
-        fl_to_float(j->from, j->c->raw + (first + r) * in_bytes, j->n_cols, x);
+        fl_read_row(j->from, in + r * in_bytes, j->n_cols, x);
         if (fl_is_packed(j->to)) {
             fl_quantise_row(j->to, x, j->n_cols, rows + r * row_bytes);
         } else {
@@ -87,7 +100,7 @@ static void fl_convert_task(void *context, size_t task, size_t slot) {
 
 FL_LOCAL folollm_status fl_convert(fl_converter *c, fl_file *file, uint64_t offset, fl_dtype from, size_t n_rows,
                                    size_t n_cols, fl_dtype to, void *out, folollm_error *error) {
-    size_t in_bytes = n_cols * fl_dtype_bytes(from), most = c->raw_bytes / in_bytes / FL_PANEL * FL_PANEL;
+    size_t in_bytes = fl_row_bytes(from, n_cols), most = c->raw_bytes / in_bytes / FL_PANEL * FL_PANEL;
     for (size_t first = 0; first < n_rows; first += most) {
         size_t n = fl_min(n_rows - first, most);
         FL_TRY(fl_file_read(file, offset + first * in_bytes, c->raw, n * in_bytes, error));

@@ -22,7 +22,8 @@ FL_LOCAL void fl_converter_close(fl_memory *m, fl_converter *c);
 /* What a converter holds while it is open. */
 FL_LOCAL uint64_t fl_converter_bytes(size_t n_cols, uint32_t n_threads);
 
-/* (n_rows, n_cols) of a plain type at an offset of a file -> fl_matrix_bytes of `to` at out. */
+/* (n_rows, n_cols) of a plain type, or rows of blocks, at an offset of a file -> fl_matrix_bytes of `to` at out. Blocks
+ * of the type they already have keep their bits. */
 FL_LOCAL folollm_status fl_convert(fl_converter *c, fl_file *file, uint64_t offset, fl_dtype from, size_t n_rows,
                                    size_t n_cols, fl_dtype to, void *out, folollm_error *error);
 

@@ -72,23 +72,13 @@ static void fl_pack_small(fl_dtype type, const uint8_t *blocks, size_t row, size
     }
 }
 
-/* The g-th scale and minimum of the eight of q4_k and q5_k: the first four in the low six bits of their bytes, the others
- * in four bits and the two left over by the first. */
-static void fl_six_bits(const uint8_t *s, size_t g, uint8_t *scale, uint8_t *min) {
-    if (g < 4) {
-        *scale = s[g] & 63;
-        *min = s[g + 4] & 63;
-    } else {
-        *scale = (uint8_t)((s[g + 4] & 15) | (s[g - 4] >> 6) << 4);
-        *min = (uint8_t)(s[g + 4] >> 4 | (s[g] >> 6) << 4);
-    }
-}
-
 /* A block of q4_k or q5_k: d, dmin, twelve bytes of scales and minima, of q5_k 32 of fifth bits, then fours. */
 static void fl_pack_k(fl_dtype type, const uint8_t *block, size_t row, uint8_t *chunk) {
     uint8_t *scales = chunk + FL_PANEL * 4, *mins = scales + FL_PANEL * 8, *halves = mins + FL_PANEL * 8;
     uint8_t *planes = halves + 8 * 4 * FL_QUAD_BYTES;
-    const uint8_t *six = block + 4, *fifths = block + 16, *fours = block + (type == FL_Q5_K ? 48 : 16);
+    const uint8_t *fifths = block + 16, *fours = block + (type == FL_Q5_K ? 48 : 16);
+    uint8_t of_row[8], mins_of_row[8];
+    fl_get_sixes(block + 4, of_row, mins_of_row);
     memcpy(chunk + 2 * row, block, 2);
     memcpy(chunk + 2 * (FL_PANEL + row), block + 2, 2);
     for (size_t g = 0; g < 8; g++) {
@@ -100,7 +90,8 @@ static void fl_pack_k(fl_dtype type, const uint8_t *block, size_t row, uint8_t *
             }
         }
         fl_pack_bits(bits, row, halves + g * 4 * FL_QUAD_BYTES, planes + g * FL_QUAD_BYTES, type == FL_Q5_K);
-        fl_six_bits(six, g, &scales[g * FL_PANEL + row], &mins[g * FL_PANEL + row]);
+        scales[g * FL_PANEL + row] = of_row[g];
+        mins[g * FL_PANEL + row] = mins_of_row[g];
     }
 }
 
