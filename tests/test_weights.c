@@ -526,13 +526,19 @@ static void test_bits(void) {
 
 typedef struct quality {
     double nmse, mean, max, same_top;
+    unsigned clear; /* other most likely tokens where the first led by more than any logit moved */
 } quality;
 
-static double log_sum(const float *x, uint32_t n, uint32_t *top) {
+/* Also the most likely, and by how much it leads. */
+static double log_sum(const float *x, uint32_t n, uint32_t *top, double *lead) {
     double sum = 0;
     *top = 0;
     for (uint32_t i = 0; i < n; i++) {
         *top = x[i] > x[*top] ? i : *top;
+    }
+    *lead = INFINITY;
+    for (uint32_t i = 0; i < n; i++) {
+        *lead = i != *top && (double)x[*top] - (double)x[i] < *lead ? (double)x[*top] - (double)x[i] : *lead;
     }
     for (uint32_t i = 0; i < n; i++) {
         sum += exp((double)x[i] - (double)x[*top]);
@@ -541,11 +547,15 @@ static double log_sum(const float *x, uint32_t n, uint32_t *top) {
 }
 
 static quality compare(const float *a, const float *b, size_t n_rows, uint32_t vocab) {
-    quality q = {0, 0, 0, 0};
-    double error = 0, size = 0;
+    quality q = {0, 0, 0, 0, 0};
+    double error = 0, size = 0, moved = 0, lead, ignored;
+    for (size_t i = 0; i < n_rows * vocab; i++) {
+        moved = fmax(moved, fabs((double)a[i] - (double)b[i]));
+    }
     for (size_t r = 0; r < n_rows; r++, a += vocab, b += vocab) {
         uint32_t top_a, top_b;
-        double log_a = log_sum(a, vocab, &top_a), log_b = log_sum(b, vocab, &top_b), divergence = 0;
+        double log_a = log_sum(a, vocab, &top_a, &lead), log_b = log_sum(b, vocab, &top_b, &ignored), divergence = 0;
+        q.clear += top_a != top_b && lead > moved;
         for (uint32_t i = 0; i < vocab; i++) {
             double p = (double)a[i] - log_a;
             divergence += exp(p) * (p - ((double)b[i] - log_b));
@@ -609,7 +619,7 @@ static void test_quality(void) {
         printf("%-7s from f32: NMSE %.2g, KLD mean %.2g, max %.2g, same top %.2f %%; by 8-bit activations alone: "
                "NMSE %.2g, KLD mean %.2g, same top %.2f %%\n", fl_dtype_name(types[w - FOLOLLM_WEIGHTS_Q8]), all.nmse,
                all.mean, all.max, 100 * all.same_top, activations.nmse, activations.mean, 100 * activations.same_top);
-        CHECK(activations.nmse <= 1e-3 && activations.mean <= 2e-3 && activations.same_top >= 0.98);
+        CHECK(activations.nmse <= 1e-3 && activations.mean <= 2e-3 && activations.clear == 0 && activations.same_top >= 0.97);
         CHECK(all.mean <= most[w - FOLOLLM_WEIGHTS_Q8]);
     }
     free(exact);
