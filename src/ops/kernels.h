@@ -30,7 +30,9 @@ typedef struct fl_dots {
 typedef struct fl_chunk8 {
     int8_t q[FL_CHUNK]; /* from -127 to 127, zeros behind the last column */
     float scales[FL_CHUNK_UNITS];
-    int16_t sums[FL_CHUNK_UNITS][2]; /* of the q of each half unit */
+    float minus[FL_CHUNK_UNITS]; /* -scale * sum of the q of a unit */
+    int32_t starts8[FL_CHUNK_UNITS], starts4[FL_CHUNK_UNITS], starts6[2 * FL_CHUNK_UNITS]; /* -128, -8 and -32 times
+                                   that sum, the last of half units: what sums begin with where weights are unsigned */
 } fl_chunk8;
 
 /* A chunk of a packed panel, laid open: n_units times 32 columns of 16 rows. */
