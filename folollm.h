@@ -449,6 +449,10 @@ FOLOLLM_API folollm_status folollm_sample(folollm *engine, folollm_seq seq, folo
 
 /* ---- Many requests: continuous batching ---------------------------------------------------------- */
 
+enum {
+    FOLOLLM_TOP_MAX = 20
+};
+
 /* A prompt to be answered by folollm_step, beside all others. */
 typedef struct folollm_submission {
     size_t struct_size;          /* 0: of this header */
@@ -464,6 +468,7 @@ typedef struct folollm_submission {
     uint64_t cache_space; /* only prompts of the same space share cached pages: one per user hides what others asked */
     int no_prefix_cache;  /* 1: compute this prompt whole, and leave nothing of it to others */
     uint64_t tag;         /* handed back in every event */
+    uint32_t n_top;       /* so many of the most likely tokens with every event; 0: none. At most FOLOLLM_TOP_MAX */
 } folollm_submission;
 
 /* Queue a request and return at once. out: room for n_answers handles, one per answer; each is valid until the event
@@ -499,6 +504,9 @@ typedef struct folollm_event {
     const char *text;       /* what this adds to the answer, as sample gives it. Owned by the engine, valid until the
                                next step, submit, prefill or decode_step */
     size_t n_bytes;
+    const folollm_logprob *top; /* (n_top) the most likely tokens where `token` was chosen, by raw probability, as sample
+                                   gives them. Owned by the engine, valid as long as text */
+    size_t n_top;           /* submission.n_top; 0 where there is no token */
     folollm_metrics metrics;
 } folollm_event;
 

@@ -995,13 +995,14 @@ typedef struct request { /* one line of the input, where its texts lie */
     ids prompt_ids;
     stop_list stops;
     folollm_sampling sampling;
+    uint32_t n_top;
     int32_t priority;
     char problem[256];   /* what is wrong with the line, or "" */
 } request;
 
 typedef struct request_key {
     const char *name;
-    enum { KEY_ID, KEY_PROMPT, KEY_PROMPT_IDS, KEY_STOP, KEY_PRIORITY, KEY_SEED, KEY_COUNT, KEY_REAL } kind;
+    enum { KEY_ID, KEY_PROMPT, KEY_PROMPT_IDS, KEY_STOP, KEY_PRIORITY, KEY_SEED, KEY_TOP, KEY_COUNT, KEY_REAL } kind;
     size_t offset; /* of KEY_COUNT and KEY_REAL, in folollm_sampling */
     double high;
 } request_key;
@@ -1013,6 +1014,7 @@ static const request_key request_keys[] = {
     {"stop", KEY_STOP, 0, 0},
     {"priority", KEY_PRIORITY, 0, 0},
     {"seed", KEY_SEED, 0, 0},
+    {"top_logprobs", KEY_TOP, 0, 0},
     {"max_tokens", KEY_COUNT, offsetof(folollm_sampling, max_tokens), 0},
     {"top_k", KEY_COUNT, offsetof(folollm_sampling, top_k), 0},
     {"temperature", KEY_REAL, offsetof(folollm_sampling, temperature), 100},
@@ -1110,6 +1112,7 @@ static void read_value(json *j, request *r, const request_key *k)
     case KEY_STOP: read_stops(j, r); break;
     case KEY_PRIORITY: r->priority = (int32_t)(int64_t)read_whole(j, r, INT32_MAX, INT32_MAX); break;
     case KEY_SEED: r->sampling.seed = read_whole(j, r, 0, UINT64_MAX); break;
+    case KEY_TOP: r->n_top = (uint32_t)read_whole(j, r, 0, FOLOLLM_TOP_MAX); break;
     case KEY_COUNT: *(uint32_t *)(void *)field = (uint32_t)read_whole(j, r, 0, UINT32_MAX); break;
     case KEY_REAL: *(float *)(void *)field = read_real(j, r, k->high); break;
     }
@@ -1192,6 +1195,8 @@ typedef struct writing { /* an answer on its way */
     int id_is_string;
     bytes text;
     ids tokens;
+    uint32_t n_top;
+    folollm_logprob *top; /* (tokens.n, n_top) */
 } writing;
 
 typedef struct batch_run {
@@ -1216,6 +1221,18 @@ static void print_metrics(const folollm_metrics *m)
            total > 0 ? m->output_tokens / total * 1e3 : 0);
 }
 
+/* Per token the most likely: [id, log probability, the same as sampled from or null if that cannot be]. */
+static void print_top(const writing *w)
+{
+    fputs(", \"top_logprobs\": [", stdout);
+    for (size_t i = 0; i < w->tokens.n * w->n_top; i++) {
+        const folollm_logprob *t = &w->top[i];
+        printf("%s[%d, %.9g, ", i % w->n_top != 0 ? ", " : i > 0 ? "], [" : "[", (int)t->token, (double)t->raw);
+        printf(t->processed > -FLT_MAX ? "%.9g]" : "null]", (double)t->processed);
+    }
+    fputs(w->tokens.n > 0 ? "]]" : "]", stdout);
+}
+
 /* One line of the output; problem: NULL, or why there is not more of it. Times count from the submission on, and
  * tokens_per_s is over all of it. */
 static void print_answer(batch_run *b, const writing *w, folollm_finish finish, const char *problem,
@@ -1234,6 +1251,9 @@ static void print_answer(batch_run *b, const writing *w, folollm_finish finish, 
     }
     fputs("], \"text\": ", stdout);
     json_write_string(stdout, (folollm_text){w->text.data, w->text.n});
+    if (w->n_top > 0) {
+        print_top(w);
+    }
     printf(", \"finish_reason\": \"%s\"", reasons[finish]);
     if (problem != NULL) {
         char text[320];
@@ -1256,7 +1276,7 @@ static folollm_seq submit_request(const batch_run *b, request *r, size_t place)
     r->sampling.stops = r->stops.at;
     r->sampling.n_stops = r->stops.n;
     folollm_submission submission = {.prompt = prompt.data, .n_prompt = prompt.n, .sampling = &r->sampling,
-                                     .priority = r->priority, .tag = place};
+                                     .priority = r->priority, .tag = place, .n_top = r->n_top};
     if (prompt.n == 0) {
         complain(r, "the prompt has no tokens to begin with");
     } else if (folollm_submit(b->engine, &submission, &seq, &error) != FOLOLLM_OK) {
@@ -1283,7 +1303,7 @@ static void begin_line(batch_run *b)
         place++;
     }
     request r = read_request(&b->defaults, &b->s->stops, line, (size_t)(end - line));
-    writing w = {.line = b->line, .id = r.id, .id_is_string = r.id_is_string};
+    writing w = {.line = b->line, .id = r.id, .id_is_string = r.id_is_string, .n_top = r.n_top};
     w.seq = r.problem[0] == '\0' ? submit_request(b, &r, place) : 0;
     if (w.seq != 0) {
         b->answers[place] = w;
@@ -1302,6 +1322,10 @@ static void take_event(batch_run *b, const folollm_event *e)
         w->tokens.data = resize(w->tokens.data, w->tokens.n + 1, sizeof *w->tokens.data);
         w->tokens.data[w->tokens.n++] = e->token;
     }
+    if (e->n_top > 0) {
+        w->top = resize(w->top, w->tokens.n * w->n_top, sizeof *w->top);
+        memcpy(w->top + (w->tokens.n - 1) * w->n_top, e->top, e->n_top * sizeof *e->top);
+    }
     if (e->finish == FOLOLLM_FINISH_NONE) {
         return;
     }
@@ -1311,6 +1335,7 @@ static void take_event(batch_run *b, const folollm_event *e)
     b->n_open--;
     free(w->text.data);
     free(w->tokens.data);
+    free(w->top);
     memset(w, 0, sizeof *w);
 }
 

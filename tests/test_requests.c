@@ -83,6 +83,7 @@ typedef struct job {
 
     folollm_token tokens[OUTPUT_MAX];
     uint64_t digests[OUTPUT_MAX]; /* of the logits that each token was chosen from */
+    folollm_logprob top[OUTPUT_MAX][FOLOLLM_TOP_MAX];
     uint32_t n_tokens;
     char text[TEXT_MAX];
     size_t n_bytes;
@@ -102,7 +103,7 @@ static void solve(folollm *f, job *j, uint64_t seed) {
     for (;;) {
         const float *logits = NULL;
         CHECK(folollm_logits(f, seq, &logits, &error) == FOLOLLM_OK);
-        CHECK(folollm_sample(f, seq, &next, NULL, 0, &error) == FOLOLLM_OK);
+        CHECK(folollm_sample(f, seq, &next, j->top[j->n_tokens], FOLOLLM_TOP_MAX, &error) == FOLOLLM_OK);
         j->digests[j->n_tokens] = digest_of(logits, vocab_of(f) * sizeof *logits);
         j->tokens[j->n_tokens++] = next.token;
         memcpy(j->text + j->n_bytes, next.text, next.n_bytes);
@@ -155,11 +156,22 @@ typedef struct run {
     bool logits_stay; /* nothing else uses the executor */
 } run;
 
+/* Each third job asks for none. */
+static uint32_t n_top_of(size_t i) {
+    return i % 3 == 0 ? 0 : (uint32_t)(i * 7 % FOLOLLM_TOP_MAX) + 1;
+}
+
+static bool top_is_right(const folollm_event *e, const job *j, uint32_t k, uint32_t n_top) {
+    return e->n_top == n_top && (e->top != NULL) == (n_top > 0) &&
+           (n_top == 0 || memcmp(e->top, j->top[k], n_top * sizeof *e->top) == 0);
+}
+
 static void submit_job(run *r, size_t i, folollm_submission more) {
     more.prompt = r->jobs[i].prompt;
     more.n_prompt = r->jobs[i].n_prompt;
     more.sampling = &r->jobs[i].sampling;
     more.tag = i;
+    more.n_top = n_top_of(i);
     CHECK(folollm_submit(r->f, &more, &r->seqs[i], &error) == FOLOLLM_OK);
     r->n_live++;
 }
@@ -177,7 +189,7 @@ static void take_event(run *r, const folollm_event *e) {
     const job *j = &r->jobs[e->tag];
     uint32_t k = r->n_done[e->tag];
     bool ok = e->seq == r->seqs[e->tag] && e->status == FOLOLLM_OK && k < j->n_tokens && e->token == j->tokens[k] &&
-              logits_are_right(r, e, j, k) && r->n_bytes[e->tag] + e->n_bytes <= j->n_bytes &&
+              logits_are_right(r, e, j, k) && top_is_right(e, j, k, n_top_of(e->tag)) && r->n_bytes[e->tag] + e->n_bytes <= j->n_bytes &&
               (e->finish != FOLOLLM_FINISH_NONE) == (k + 1 == j->n_tokens) && e->metrics.output_tokens == k + 1;
     r->n_done[e->tag]++;
     if (ok) {
@@ -429,7 +441,8 @@ static void test_answers(uint32_t pool_tokens, uint32_t n, uint32_t max_running,
         answers[i] = jobs[0];
         solve(alone, &answers[i], jobs[0].sampling.seed + i);
     }
-    folollm_submission s = {.prompt = jobs[0].prompt, .n_prompt = 37, .sampling = &jobs[0].sampling, .n_answers = n};
+    folollm_submission s = {.prompt = jobs[0].prompt, .n_prompt = 37, .sampling = &jobs[0].sampling, .n_answers = n,
+                            .n_top = FOLOLLM_TOP_MAX};
     CHECK(folollm_submit(f, &s, seqs, &error) == FOLOLLM_OK);
     uint32_t prompt_rows = 0;
     while (live > 0) {
@@ -440,6 +453,7 @@ static void test_answers(uint32_t pool_tokens, uint32_t n, uint32_t max_running,
             const folollm_event *e = &events[i];
             const job *j = &answers[e->answer];
             CHECK(e->seq == seqs[e->answer] && e->token == j->tokens[done[e->answer]]);
+            CHECK(top_is_right(e, j, done[e->answer], FOLOLLM_TOP_MAX)); /* of the same step, each its own */
             done[e->answer]++;
             CHECK((e->finish != FOLOLLM_FINISH_NONE) == (done[e->answer] == j->n_tokens));
             CHECK(e->answer == 0 || e->metrics.cached_tokens == 37);
@@ -1008,6 +1022,8 @@ static void test_misuse(void) {
     REFUSED(FOLOLLM_E_ARGUMENT, .prompt = bad, .n_prompt = 2);
     REFUSED(FOLOLLM_E_ARGUMENT, .prompt = prompt, .n_prompt = 3, .weight = 1001);
     REFUSED(FOLOLLM_E_ARGUMENT, .prompt = prompt, .n_prompt = 3, .n_answers = 5);
+    REFUSED(FOLOLLM_E_ARGUMENT, .prompt = prompt, .n_prompt = 3, .n_top = FOLOLLM_TOP_MAX + 1);
+    REFUSED(FOLOLLM_E_ARGUMENT, .prompt = prompt, .n_prompt = 3, .n_top = UINT32_MAX);
     REFUSED(FOLOLLM_E_ARGUMENT, .prompt = prompt, .n_prompt = 3, .deadline = 5);
     REFUSED(FOLOLLM_E_ARGUMENT, .prompt = prompt, .n_prompt = 3, .sampling = &(folollm_sampling){.top_p = 2});
     REFUSED(FOLOLLM_E_ARGUMENT, .prompt = prompt, .n_prompt = 3,
@@ -1065,6 +1081,37 @@ static void test_misuse(void) {
     folollm_free(f);
 }
 
+/* Events without a token have no likely ones; one that ends while it waits to be handed out keeps its own; a request
+ * that takes the place of one that wanted them gets none. */
+static void test_top_of_ends(void) {
+    folollm *f = open_model(SMALL, (folollm_options){.max_requests = 2, .max_seqs = 1});
+    folollm_token prompt[3] = {1, 2, 3};
+    folollm_logprob top[FOLOLLM_TOP_MAX];
+    folollm_sampled next;
+    folollm_event e;
+    folollm_seq seqs[2], seq;
+    size_t n = 1;
+    CHECK(folollm_seq_open(f, NULL, &seq, &error) == FOLOLLM_OK);
+    CHECK(folollm_prefill(f, seq, prompt, 3, NULL, &error) == FOLOLLM_OK);
+    CHECK(folollm_sample(f, seq, &next, top, FOLOLLM_TOP_MAX, &error) == FOLOLLM_OK);
+    CHECK(top[0].token == next.token && memcmp(&top[0], &next.chosen, sizeof top[0]) == 0);
+    folollm_submission s = {.prompt = prompt, .n_prompt = 3, .n_answers = 2, .n_top = 5};
+    CHECK(folollm_submit(f, &s, seqs, &error) == FOLOLLM_OK);
+    CHECK(folollm_step(f, NULL, &e, &n, &error) == FOLOLLM_OK && n == 1 && e.seq == seqs[0] && e.n_top == 5);
+    CHECK(folollm_cancel(f, seqs[0], &error) == FOLOLLM_OK && folollm_cancel(f, seqs[1], &error) == FOLOLLM_OK);
+    CHECK(folollm_step(f, NULL, &e, &n, &error) == FOLOLLM_OK && n == 1 && e.seq == seqs[0]);
+    CHECK(e.finish == FOLOLLM_FINISH_CANCELLED && e.token == -1 && e.n_top == 0 && e.top == NULL);
+    CHECK(folollm_step(f, NULL, &e, &n, &error) == FOLOLLM_OK && n == 1 && e.seq == seqs[1]);
+    CHECK(e.finish == FOLOLLM_FINISH_CANCELLED && e.token == next.token && e.n_top == 5);
+    CHECK(memcmp(e.top, top, 5 * sizeof *top) == 0);
+    s.n_answers = 1;
+    s.n_top = 0;
+    CHECK(folollm_submit(f, &s, seqs, &error) == FOLOLLM_OK);
+    CHECK(folollm_step(f, NULL, &e, &n, &error) == FOLOLLM_OK && n == 1 && e.token >= 0);
+    CHECK(e.n_top == 0 && e.top == NULL);
+    folollm_free(f);
+}
+
 /* Biases that ban everything end a request, and it alone. */
 static void test_banned(void) {
     folollm *f = open_model(SMALL, (folollm_options){0});
@@ -1109,6 +1156,7 @@ int main(void) {
     test_pool_as_limit();
     test_numeric();
     test_banned();
+    test_top_of_ends();
     test_misuse();
     return check_finish();
 }

@@ -12,8 +12,10 @@ FL_LOCAL void fl_scheduler_layout(fl_scheduler *s, fl_arena *arena, uint32_t n_r
     s->placed = fl_take(arena, max_running, sizeof *s->placed);
     for (uint32_t i = 0; i < n_requests; i++) {
         folollm_token *tokens = fl_take(arena, context, sizeof *tokens);
+        folollm_logprob *top = fl_take(arena, FOLOLLM_TOP_MAX, sizeof *top);
         if (s->requests != NULL) {
             s->requests[i].tokens = tokens;
+            s->requests[i].top = top;
         }
     }
 }
@@ -44,8 +46,10 @@ FL_LOCAL fl_request *fl_scheduler_open(fl_scheduler *s, uint32_t flow, uint32_t 
     }
     fl_request *r = fl_request_of(s, sequence);
     folollm_token *tokens = r->tokens;
+    folollm_logprob *top = r->top;
     memset(r, 0, sizeof *r);
     r->tokens = tokens;
+    r->top = top;
     r->s = sequence;
     r->state = FL_REQUEST_WAITING;
     r->flow = fl_flow_join(s, flow, weight);

@@ -59,6 +59,8 @@ typedef struct fl_request { /* one answer */
     uint64_t submitted_us;
     bool has_event;         /* which is not handed out yet; until then it gets no row */
     folollm_event event;    /* seq, answer, tag and metrics are kept up all the time */
+    folollm_logprob *top;   /* (FOLOLLM_TOP_MAX) of the event; n_top of them are wanted */
+    uint32_t n_top;
 } fl_request;
 
 typedef struct fl_flow {
