@@ -134,6 +134,15 @@ typedef struct folollm_host {
     /* Microseconds of a clock that never goes back. Read only by folollm_submit and folollm_step, for budgets in time,
      * deadlines and metrics. Default: none; the first two are then refused, and metrics hold no times. */
     uint64_t (*clock)(void *user);
+    /* One line of plain text about each step that folollm_step plans: what was there, then what was chosen, in order.
+     *     step 9: up to 24 rows, 2 of 16 run, 2 wait, 1 pages free, 0 of them cached; 5/0 writes at 57;
+     *     6/1 preempted at 40 for 5/0; 7/0 waits: 6 pages wanted, 3 free, 0 promised
+     * An answer is called by its tag and number. It `writes` (the row of its last token, at that position) or `reads`
+     * (from a position, so many of those it knows and lacks); is `admitted` with what the prefix cache had, or what it
+     * holds already; is `preempted`; `waits`, or `stays` though it runs, because pages are missing. The same
+     * submissions, cancels and calls with budgets in tokens give the same text, by the same version. Valid during the
+     * call. Default: none, and nothing is written or allocated for it. */
+    void (*log_step)(void *user, const char *text);
 } folollm_host;
 
 typedef enum folollm_kv_type {
@@ -504,8 +513,8 @@ typedef struct folollm_event {
     const char *text;       /* what this adds to the answer, as sample gives it. Owned by the engine, valid until the
                                next step, submit, prefill or decode_step */
     size_t n_bytes;
-    const folollm_logprob *top; /* (n_top) the most likely tokens where `token` was chosen, by raw probability, as sample
-                                   gives them. Owned by the engine, valid as long as text */
+    const folollm_logprob *top; /* (n_top) the most likely tokens where `token` was chosen, by raw probability, as
+                                   sample gives them. Owned by the engine, valid as long as text */
     size_t n_top;           /* submission.n_top; 0 where there is no token */
     folollm_metrics metrics;
 } folollm_event;

@@ -162,7 +162,7 @@ typedef struct settings {
     uint64_t seed;
     stop_list stops;
     counts batches, depths;
-    int print_ids, ignore_eos, no_think, plain, json;
+    int print_ids, ignore_eos, no_think, plain, json, log_steps;
 } settings;
 
 typedef enum kind {
@@ -202,6 +202,8 @@ static const option options[] = {
     {"--max-seqs", "N", BATCH, KIND_COUNT, AT(engine.max_running), 1, 4096, "most answers written at once (16)"},
     {"--pool", "N", BATCH, KIND_COUNT, AT(engine.pool_tokens), 1, MOST, "tokens of KV cache for all (context x these)"},
     {"--no-prefix-cache", NULL, BATCH, KIND_FLAG, AT(engine.no_prefix_cache), 0, 0, "compute every prompt whole"},
+    {"--log-steps", NULL, BATCH, KIND_FLAG, AT(log_steps), 0, 0,
+     "to stderr what each step chose; an answer is called by its line, as 12/0"},
     {"--system", "TEXT", CHAT, KIND_TEXT, AT(system), 0, 0, "the system message"},
     {"--no-think", NULL, CHAT, KIND_FLAG, AT(no_think), 0, 0, "answer at once, without a think block"},
     {"--temp", "X", SAMPLING, KIND_REAL, AT(temperature), 0, 100, "temperature; 0: greedy (the checkpoint's)"},
@@ -464,12 +466,19 @@ static void show_log(void *user, const char *text)
     fprintf(stderr, "folollm: %s\n", text);
 }
 
+static void show_step(void *user, const char *text)
+{
+    (void)user;
+    fprintf(stderr, "%s\n", text);
+}
+
 static folollm *open_engine(settings *s)
 {
     static bar loading = {"loading", 0, 0}; /* static: the engine keeps the address */
     folollm_host host = {.user = &loading, .progress = show_loading, .log = show_log, .clock = microseconds};
     folollm *engine;
     folollm_error error;
+    host.log_step = s->log_steps ? show_step : NULL;
     s->engine.struct_size = sizeof s->engine;
     s->engine.host = &host;
     if (!(s->command & (BATCH | INFO))) { /* nothing is submitted: take no memory for it */
@@ -1205,7 +1214,7 @@ typedef struct batch_run {
     folollm_sampling defaults;
     char *at, *end;       /* what is left of the input */
     size_t line, n_failed;
-    writing *answers;     /* (n_places); an event's tag is a place here */
+    writing *answers;     /* (n_places) */
     size_t n_places, n_open;
     uint64_t n_tokens;    /* generated, of all that is finished */
 } batch_run;
@@ -1267,7 +1276,7 @@ static void print_answer(batch_run *b, const writing *w, folollm_finish finish, 
 }
 
 /* Hand a request to the engine. Returns its sequence, or 0 and the problem in r. */
-static folollm_seq submit_request(const batch_run *b, request *r, size_t place)
+static folollm_seq submit_request(const batch_run *b, request *r)
 {
     folollm_error error;
     folollm_seq seq = 0;
@@ -1276,7 +1285,7 @@ static folollm_seq submit_request(const batch_run *b, request *r, size_t place)
     r->sampling.stops = r->stops.at;
     r->sampling.n_stops = r->stops.n;
     folollm_submission submission = {.prompt = prompt.data, .n_prompt = prompt.n, .sampling = &r->sampling,
-                                     .priority = r->priority, .tag = place, .n_top = r->n_top};
+                                     .priority = r->priority, .tag = b->line, .n_top = r->n_top};
     if (prompt.n == 0) {
         complain(r, "the prompt has no tokens to begin with");
     } else if (folollm_submit(b->engine, &submission, &seq, &error) != FOLOLLM_OK) {
@@ -1286,6 +1295,16 @@ static folollm_seq submit_request(const batch_run *b, request *r, size_t place)
         free(prompt.data);
     }
     return seq;
+}
+
+/* The answer of this sequence; 0: a free place. */
+static writing *find_answer(const batch_run *b, folollm_seq seq)
+{
+    writing *w = b->answers;
+    while (w->seq != seq) {
+        w++;
+    }
+    return w;
 }
 
 /* The next line of the input, whatever it holds. */
@@ -1298,15 +1317,11 @@ static void begin_line(batch_run *b)
     if (line + strspn(line, " \t\r") >= end) {
         return; /* a blank one */
     }
-    size_t place = 0;
-    while (b->answers[place].seq != 0) {
-        place++;
-    }
     request r = read_request(&b->defaults, &b->s->stops, line, (size_t)(end - line));
     writing w = {.line = b->line, .id = r.id, .id_is_string = r.id_is_string, .n_top = r.n_top};
-    w.seq = r.problem[0] == '\0' ? submit_request(b, &r, place) : 0;
+    w.seq = r.problem[0] == '\0' ? submit_request(b, &r) : 0;
     if (w.seq != 0) {
-        b->answers[place] = w;
+        *find_answer(b, 0) = w;
         b->n_open++;
     } else {
         print_answer(b, &w, FOLOLLM_FINISH_ERROR, r.problem, &(folollm_metrics){0});
@@ -1316,7 +1331,7 @@ static void begin_line(batch_run *b)
 
 static void take_event(batch_run *b, const folollm_event *e)
 {
-    writing *w = &b->answers[e->tag];
+    writing *w = find_answer(b, e->seq);
     append(&w->text, e->text, e->n_bytes);
     if (e->token >= 0) {
         w->tokens.data = resize(w->tokens.data, w->tokens.n + 1, sizeof *w->tokens.data);

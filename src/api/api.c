@@ -527,7 +527,8 @@ static folollm_status fl_check_submission(folollm *f, const folollm_submission *
                        (uint64_t)FL_WEIGHT_MAX, (uint64_t)f->max_requests);
     }
     if (in->n_top > FOLOLLM_TOP_MAX || in->n_top > f->checkpoint->weights.config.vocab) {
-        return fl_fail(error, FOLOLLM_E_ARGUMENT, "submission.n_top is %u; at most %u are given, and no more than there are",
+        return fl_fail(error, FOLOLLM_E_ARGUMENT,
+                       "submission.n_top is %u; at most %u are given, and no more than there are",
                        (uint64_t)in->n_top, (uint64_t)FOLOLLM_TOP_MAX);
     }
     if (in->deadline != 0 && f->memory.host.clock == NULL) {

@@ -4,8 +4,8 @@
 #define FL_PROMPT_ROWS_MIN 4      /* fewer cost as much: the weights must be read all the same */
 
 FL_LOCAL void fl_driver_layout(fl_driver *d, fl_arena *arena, uint32_t n_requests, uint32_t max_running,
-                               uint32_t context) {
-    fl_scheduler_layout(&d->scheduler, arena, n_requests, max_running, context);
+                               uint32_t context, bool logs) {
+    fl_scheduler_layout(&d->scheduler, arena, n_requests, max_running, context, logs);
 }
 
 FL_LOCAL void fl_driver_init(fl_driver *d, fl_executor *executor, const fl_chooser *chooser,
@@ -314,6 +314,9 @@ static folollm_status fl_driver_plan(fl_driver *d, const folollm_budget *budget,
     uint32_t rows = d->executor->max_rows;
     rows = budget->tokens != 0 && budget->tokens < rows ? budget->tokens : rows;
     fl_scheduler_plan(s, rows, d->until != UINT64_MAX && d->prompt_rows < rows ? d->prompt_rows : rows);
+    if (s->line != NULL && s->n_waiting + s->n_running > 0) {
+        d->host->log_step(d->host->user, s->line);
+    }
     if (s->n_placed > 0) {
         fl_driver_begin(d);
     } else if (s->n_waiting + s->n_running > 0) {
