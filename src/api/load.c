@@ -191,7 +191,8 @@ static void fl_engine_layout(folollm *f) {
     fl_layout_holes(f, &f->arena);
     fl_executor_layout(&f->executor, &f->arena, f->settings.n_rows, f->max_seqs,
                        f->max_seqs > f->max_running ? f->max_seqs : f->max_running, vocab);
-    fl_driver_layout(&f->driver, &f->arena, f->max_requests, f->max_running, f->settings.context);
+    fl_driver_layout(&f->driver, &f->arena, f->max_requests, f->max_running, f->settings.context,
+                     f->memory.host.log_step != NULL);
 }
 
 /* owner: of the checkpoint; an engine made by folollm_share takes only its own part. */
