@@ -3,6 +3,7 @@
 
 #include "ops/vec_avx2.h"
 #include "ops/vec_avx512.h"
+#include "ops/vec_neon.h"
 #include "ops/vec_scalar.h"
 
 #define FL_ISA scalar
@@ -51,6 +52,27 @@
 
 #endif
 
+#if defined(__aarch64__)
+
+#define FL_ISA neon
+#define FL_TARGET
+#define FL_INT dotprod
+#define FL_DOT_ROWS 2
+#define FL_DOT_STRIPS 2
+#include "ops/dots.inc"
+
+#define FL_ISA_NAME "neon"
+#define FL_TILE_ROWS 2
+#define FL_TILE_OUTS 3
+#define FL_DOTPROD
+#define FL_INT neon
+#define FL_DOT_ROWS 2
+#define FL_DOT_STRIPS 1
+#include "ops/dots.inc"
+#include "ops/kernels.inc"
+
+#endif
+
 FL_LOCAL const fl_kernels *fl_kernels_of(folollm_isa isa) {
 #if defined(__x86_64__)
     fl_cpu cpu = fl_cpu_features();
@@ -59,6 +81,11 @@ FL_LOCAL const fl_kernels *fl_kernels_of(folollm_isa isa) {
     }
     if (cpu.avx2 && (isa == FOLOLLM_ISA_BEST || isa == FOLOLLM_ISA_AVX2)) {
         return &fl_kernels_avx2;
+    }
+#endif
+#if defined(__aarch64__)
+    if (isa == FOLOLLM_ISA_BEST || isa == FOLOLLM_ISA_NEON) {
+        return fl_cpu_features().dotprod ? &fl_kernels_dotprod : &fl_kernels_neon;
     }
 #endif
     return isa == FOLOLLM_ISA_BEST || isa == FOLOLLM_ISA_SCALAR ? &fl_kernels_scalar : NULL;
