@@ -12,6 +12,7 @@
 #define FL_KEEP_LOOPS
 #define FL_TILE_ROWS 2
 #define FL_TILE_OUTS 2
+#define FL_GATHER_VECTORS 4
 #define FL_INT scalar
 #define FL_DOT_ROWS 1
 #define FL_DOT_STRIPS 1
@@ -25,6 +26,7 @@
 #define FL_TARGET FL_TARGET_AVX2
 #define FL_TILE_ROWS 2
 #define FL_TILE_OUTS 3
+#define FL_GATHER_VECTORS 4
 #define FL_INT avx2
 #define FL_DOT_ROWS 2
 #define FL_DOT_STRIPS 2
@@ -43,6 +45,7 @@
 #define FL_TARGET FL_TARGET_AVX512
 #define FL_TILE_ROWS 4
 #define FL_TILE_OUTS 6
+#define FL_GATHER_VECTORS 4
 #define FL_VNNI
 #define FL_INT avx512
 #define FL_DOT_ROWS 2
@@ -63,7 +66,8 @@
 
 #define FL_ISA_NAME "neon"
 #define FL_TILE_ROWS 2
-#define FL_TILE_OUTS 3
+#define FL_TILE_OUTS 2
+#define FL_GATHER_VECTORS 2
 #define FL_DOTPROD
 #define FL_INT neon
 #define FL_DOT_ROWS 2
