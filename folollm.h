@@ -173,7 +173,8 @@ typedef enum folollm_isa { /* which kernels compute; all of them give the same b
     FOLOLLM_ISA_BEST = 0,  /* default: the widest that this processor has */
     FOLOLLM_ISA_SCALAR = 1,
     FOLOLLM_ISA_AVX2 = 2,
-    FOLOLLM_ISA_AVX512 = 3
+    FOLOLLM_ISA_AVX512 = 3,
+    FOLOLLM_ISA_NEON = 4
 } folollm_isa;
 
 typedef struct folollm_options {
@@ -217,7 +218,7 @@ typedef struct folollm_info {
     char architecture[32]; /* model_type of config.json */
     char weights[8];       /* "bf16", "f16", "f32", "q8", "q8_row", "q4", "q4_k", "q5_k", "q6_k", as options.weights
                               or as stored; "mixed" if stored so */
-    char kernels[8];       /* "scalar", "avx2", "avx512" */
+    char kernels[8];       /* "scalar", "avx2", "avx512", "neon" */
     char chat_format[16];  /* "chatml", "llama3", "mistral", or "" when the template is none of these */
     uint64_t n_params;     /* numbers in the checkpoint's bound tensors; a tied head counts once */
     uint32_t n_layers, dim, n_heads, n_kv_heads, head_dim, ffn_dim;

@@ -234,7 +234,7 @@ static const option options[] = {
      "convert while loading: f32, f16, bf16, q8, q8_row, q4, q4_k, q5_k or q6_k (as stored)"},
     {"--float", NULL, ALL, KIND_FLAG, AT(engine.float_activations), 0, 0, "with q types: activations stay floats; slow"},
     {"--kv", "TYPE", ALL, KIND_KV, AT(engine.kv), 0, 0, "keys and values: f16, f32, bf16, q8 or q4 (f16)"},
-    {"--isa", "NAME", ALL, KIND_ISA, AT(engine.isa), 0, 0, "scalar, avx2 or avx512 (the best there is)"},
+    {"--isa", "NAME", ALL, KIND_ISA, AT(engine.isa), 0, 0, "scalar, avx2, avx512 or neon (the best there is)"},
     {"--context", "N", ALL, KIND_COUNT, AT(engine.context), 1, MOST, "most tokens of a sequence (4096 at most)"},
     {"--chunk", "N", ALL & ~LOGITS, KIND_COUNT, AT(engine.chunk), 1, MOST, "most rows in a forward pass (128)"},
     {"--copy-weights", NULL, ALL, KIND_FLAG, AT(engine.copy_weights), 0, 0, "read the weights, map nothing"},
@@ -403,10 +403,10 @@ static int parse_word(unsigned bit, const option *o, const char *text, const cha
     misuse(bit, "%s %s: %s", o->name, text, o->help);
 }
 
-static const char *const kv_names[] = {"f16", "f32", "bf16", "q8", "q4"};    /* by folollm_kv_type */
+static const char *const kv_names[] = {"f16", "f32", "bf16", "q8", "q4"}; /* by folollm_kv_type */
 static const char *const weights_names[] = {"stored", "f32",  "f16",  "bf16", "q8",
                                             "q8_row", "q4",   "q4_k", "q5_k", "q6_k"}; /* by folollm_weights */
-static const char *const isa_names[] = {"best", "scalar", "avx2", "avx512"}; /* by folollm_isa */
+static const char *const isa_names[] = {"best", "scalar", "avx2", "avx512", "neon"};   /* by folollm_isa */
 
 /* What is asked for rightly but is not there is an error like any other, and no bad usage. */
 static void parse_device(unsigned bit, const option *o, const char *text)
@@ -430,7 +430,7 @@ static void set_option(settings *s, const option *o, const char *text)
     case KIND_COUNTS: parse_counts(s->command, o, text, (counts *)(void *)field); break;
     case KIND_STOP: add_stop(s->command, text, (stop_list *)(void *)field); break;
     case KIND_KV: s->engine.kv = (folollm_kv_type)parse_word(s->command, o, text, kv_names, 5); break;
-    case KIND_ISA: s->engine.isa = (folollm_isa)parse_word(s->command, o, text, isa_names, 4); break;
+    case KIND_ISA: s->engine.isa = (folollm_isa)parse_word(s->command, o, text, isa_names, 5); break;
     case KIND_DEVICE: parse_device(s->command, o, text); break;
     case KIND_WEIGHTS:
         s->engine.weights =

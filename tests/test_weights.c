@@ -47,6 +47,12 @@ static size_t all_tables(const fl_kernels *tables[4]) {
         tables[n++] = &fl_kernels_vnni;
     }
 #endif
+#if defined(__aarch64__)
+    tables[n++] = &fl_kernels_neon;
+    if (fl_cpu_features().dotprod) {
+        tables[n++] = &fl_kernels_dotprod;
+    }
+#endif
     return n;
 }
 
@@ -481,8 +487,8 @@ static void test_bits(void) {
             float *first = malloc(bytes), *y = malloc(bytes);
             prefill_all(f, first);
             folollm_free(f);
-            for (int isa = FOLOLLM_ISA_AVX2; isa <= FOLOLLM_ISA_AVX512 && fl_kernels_of((folollm_isa)isa); isa++) {
-                for (size_t c = 0; c < FL_COUNT(chunks); c++, n++) {
+            for (int isa = FOLOLLM_ISA_AVX2; isa <= FOLOLLM_ISA_NEON; isa++) {
+                for (size_t c = 0; c < FL_COUNT(chunks) && fl_kernels_of((folollm_isa)isa) != NULL; c++, n++) {
                     o.isa = (folollm_isa)isa;
                     o.chunk = chunks[c];
                     o.n_threads = 1 + (uint32_t)c % 3;
