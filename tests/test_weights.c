@@ -440,10 +440,8 @@ static void copy_values(const folollm *packed, folollm *plain) {
         for (uint32_t p = 0; p < s->n_parts; p++) {
             CHECK(fl_is_packed(s->parts[p].type) && t->parts[p].type == FL_F32);
             for (size_t row = 0; row < s->parts[p].n_rows; row++) {
-                const uint8_t *panel = (const uint8_t *)s->parts[p].data +
-                                       fl_matrix_bytes(s->parts[p].type, row / FL_PANEL * FL_PANEL, s->n_cols);
                 float *y = (float *)(uintptr_t)t->parts[p].data + row * s->n_cols;
-                fl_open_rows(&packed->worker.cpu, s->parts[p].type, panel, s->n_cols, row % FL_PANEL, 1, slab, y, 0);
+                fl_open_rows(&packed->worker.cpu, s->parts[p].type, s->parts[p].data, s->n_cols, row, 1, slab, y, 0);
             }
         }
     }
@@ -556,7 +554,8 @@ static quality compare(const float *a, const float *b, size_t n_rows, uint32_t v
     quality q = {0, 0, 0, 0, 0};
     double error = 0, size = 0, moved = 0, lead, ignored;
     for (size_t i = 0; i < n_rows * vocab; i++) {
-        moved = fmax(moved, fabs((double)a[i] - (double)b[i]));
+        double move = fabs((double)a[i] - (double)b[i]);
+        moved = move > moved ? move : moved;
     }
     for (size_t r = 0; r < n_rows; r++, a += vocab, b += vocab) {
         uint32_t top_a, top_b;

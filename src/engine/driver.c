@@ -19,9 +19,9 @@ FL_LOCAL void fl_driver_init(fl_driver *d, fl_executor *executor, const fl_choos
     d->chooser = *chooser;
     d->chooser.limit = (uint32_t)fl_min(chooser->limit, (size_t)executor->pages->n_pages * FL_PAGE_TOKENS);
     d->host = host;
-    size_t row_bytes = fl_matrix_bytes(head->parts[0].type, FL_LANES, head->n_cols) / FL_LANES;
+    size_t row_bytes = fl_matrix_bytes(head->parts[0].type, FL_PANEL, head->n_cols) / FL_PANEL;
     d->fine.kv_heads = fl_min(w->cpu.n_slots, w->weights->config.n_kv_heads);
-    d->fine.head_rows = fl_lanes(fl_max(FL_SLICE_BYTES / row_bytes, 64));
+    d->fine.head_rows = fl_max(FL_SLICE_BYTES / row_bytes, 64) / FL_PANEL * FL_PANEL;
     d->prompt_rows = (uint32_t)fl_min(16, executor->max_rows);
 }
 
