@@ -13,7 +13,7 @@
 #include "ops/cpu.h"
 
 #define FL_PANEL_OUTS 24
-#define FL_FEW_ROWS 3    /* up to here weights are read as stored */
+#define FL_FEW_ROWS 16   /* up to here weights are read as stored */
 #define FL_FEW_OUTS 96   /* outputs of one task then */
 #define FL_PACKED_FEW_ROWS 16
 #define FL_PACKED_OUTS 32 /* of more rows */

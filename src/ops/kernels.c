@@ -13,6 +13,8 @@
 #define FL_TILE_ROWS 2
 #define FL_TILE_OUTS 2
 #define FL_GATHER_VECTORS 4
+#define FL_VEC_ROWS 2
+#define FL_VEC_OUTS 1
 #include "ops/packed.inc"
 #define FL_INT scalar
 #define FL_DOT_ROWS 1
@@ -29,6 +31,8 @@
 #define FL_TILE_ROWS 2
 #define FL_TILE_OUTS 3
 #define FL_GATHER_VECTORS 4
+#define FL_VEC_ROWS 4
+#define FL_VEC_OUTS 1
 #include "ops/packed.inc"
 #define FL_INT avx2
 #define FL_DOT_ROWS 2
@@ -51,6 +55,8 @@
 #define FL_TILE_ROWS 4
 #define FL_TILE_OUTS 6
 #define FL_GATHER_VECTORS 4
+#define FL_VEC_ROWS 6
+#define FL_VEC_OUTS 4
 #define FL_VNNI
 #include "ops/packed.inc"
 #define FL_INT avx512
@@ -76,6 +82,8 @@
 #define FL_TILE_ROWS 2
 #define FL_TILE_OUTS 2
 #define FL_GATHER_VECTORS 2
+#define FL_VEC_ROWS 4
+#define FL_VEC_OUTS 1
 #define FL_DOTPROD
 #include "ops/packed.inc"
 #define FL_INT neon
