@@ -4,9 +4,10 @@
     python3 tests/bench/bench_peer.py --folollm examples/folollm --model CHECKPOINT \\
         --peer native=BUILD/bin --peer nobf16=OTHER_BUILD/bin --gguf MODEL.gguf -t 2 --limits
 
-CHECKPOINT is what folollm opens, MODEL.gguf the same weights for llama.cpp. BUILD/bin holds llama-bench and
-llama-completion, and llama-batched-bench when --batch is given. Each build runs once per --peer-args (default: flash
-attention off and on). Without --folollm the peers run alone.
+CHECKPOINT is what folollm opens (default: the GGUF file), MODEL.gguf the same weights for llama.cpp; --gguf may be
+given several times, each time with a name, as NAME=MODEL.gguf, and is then a part of the report. --picture FILE.svg
+draws all of it. BUILD/bin holds llama-bench and llama-completion, and llama-batched-bench when --batch is given. Each
+build runs once per --peer-args (default: flash attention off and on). Without --folollm the peers run alone.
 
 The tools run in turn, one repeat of each per round, so that a drift of the machine meets all of them; the figures are
 medians over the rounds. Each repeat waits for a quiet machine and is done again when other processes disturbed it:
@@ -20,7 +21,7 @@ spinning barriers make llama.cpp many times slower on a busy one.
 
 Needs Python's standard library alone; --limits also a C compiler.
 """
-import argparse, json, os, platform, re, resource, shlex, statistics, subprocess, sys, tempfile, time
+import argparse, html, json, os, platform, re, resource, shlex, statistics, subprocess, sys, tempfile, time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PROMPT = "The quick brown fox jumps over the lazy dog while the old cat sleeps at home"  # 16 tokens in common vocabularies
@@ -199,6 +200,31 @@ def table(title, rows, tools, a, best):
         print("| " + " | ".join(cells) + " |")
 
 
+def bars(parts, a):
+    """An SVG picture: for every row of every part, the rates of folollm and of the best peer beside each other."""
+    lines, y = [], 40
+    for name, rows, tools in parts:
+        lines.append(f'<text x="10" y="{y}" font-weight="bold">{html.escape(name)}</text>')
+        for row, figures in rows.items():
+            if isinstance(row, str):
+                continue
+            middle = {label: statistics.median(v) for label, v in figures.items()}
+            ours = middle.pop("folollm", None)
+            if ours is None or not middle:
+                continue
+            theirs, y = max(middle.values()), y + 22
+            scale = 380 / max(ours, theirs)
+            lines.append(f'<text x="210" y="{y + 9}" text-anchor="end">{html.escape(row_name(row, a))}</text>')
+            for rate, dy, colour in (ours, 0, "#2a6f97"), (theirs, 8, "#bbbbbb"):
+                lines.append(f'<rect x="220" y="{y + dy - 3}" width="{rate * scale:.1f}" height="7" fill="{colour}"/>')
+            lines.append(f'<text x="610" y="{y + 9}">{ours:.0f} : {theirs:.0f} = {ours / theirs:.2f}</text>')
+        y += 34
+    head = (f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{y}" font-family="sans-serif" font-size="12">'
+            f'<rect width="760" height="{y}" fill="white"/><text x="10" y="18">tokens/s, {a.threads} threads: '
+            '<tspan fill="#2a6f97">folollm</tspan> and <tspan fill="#888888">the best of llama.cpp</tspan></text>')
+    return "\n".join([head, *lines, "</svg>"]) + "\n"
+
+
 def limits(a):
     with tempfile.TemporaryDirectory() as d:
         exe = os.path.join(d, "limits")
@@ -214,7 +240,8 @@ def main():
     ap.add_argument("--folollm-args", default="", metavar="ARGS", help="more arguments for folollm, in one string")
     ap.add_argument("--peer", action="append", required=True, metavar="NAME=DIR", help="a llama.cpp build's bin folder")
     ap.add_argument("--peer-args", action="append", metavar="ARGS", help='default: "-fa 0" and "-fa 1"')
-    ap.add_argument("--gguf", required=True)
+    ap.add_argument("--gguf", action="append", required=True, metavar="[NAME=]FILE")
+    ap.add_argument("--picture", metavar="FILE.svg")
     ap.add_argument("-t", "--threads", type=int, default=os.cpu_count())
     ap.add_argument("-p", "--prompt", type=int, default=512)
     ap.add_argument("-n", "--generate", type=int, default=128)
@@ -226,23 +253,35 @@ def main():
     ap.add_argument("--patience", type=float, default=600, help="seconds to wait for a quiet machine (default 600)")
     ap.add_argument("--limits", action="store_true", help="also measure the machine with limits.c")
     a = ap.parse_args()
-    a.model = a.model or a.gguf
+    print(f"- machine: {machine()}")
+    parts = []
+    for part in a.gguf:
+        name, _, path = part.rpartition("=")
+        parts.append(compare(name or os.path.basename(path), argparse.Namespace(**{**vars(a), "gguf": path})))
+    if a.picture:
+        with open(a.picture, "w", encoding="utf-8") as f:
+            f.write(bars(parts, a))
+    if a.limits:
+        a.gguf = a.gguf[0].rpartition("=")[2]
+        print("\n" + limits(a), end="")
 
+
+def compare(name, a):
+    """Measure and report one model; return (name, rows, tools)."""
+    a.model = a.model or a.gguf
     peers = [p.split("=", 1) for p in a.peer]
     tools = [Folollm(a)] if a.folollm else []
-    tools += [Peer(a, name, folder, extra) for name, folder in peers for extra in a.peer_args or ["-fa 0", "-fa 1"]]
+    tools += [Peer(a, n, folder, extra) for n, folder in peers for extra in a.peer_args or ["-fa 0", "-fa 1"]]
     rows, shares = measure(tools, a)
-
-    print(f"- machine: {machine()}")
-    print(f"- {a.threads} threads, {a.rounds} interleaved rounds; cells are median (min-max); other processes took "
-          f"{statistics.median(shares):.0f} % of the CPU, {max(shares):.0f} % at worst")
+    print(f"\n## {name}\n\n- {a.threads} threads, {a.rounds} interleaved rounds; cells are median (min-max); other processes "
+          f"took {statistics.median(shares):.0f} % of the CPU, {max(shares):.0f} % at worst")
     if a.folollm:
         print(f"- folollm {tools[0].version}: {os.path.basename(a.model.rstrip('/'))} {a.folollm_args}".rstrip())
     print(f"- llama.cpp {tools[-1].version}: {os.path.basename(a.gguf)}")
     table("tokens/s, higher is better", {r: v for r, v in rows.items() if not isinstance(r, str)}, tools, a, max)
     table("lower is better", {r: v for r, v in rows.items() if isinstance(r, str)}, tools, a, min)
-    if a.limits:
-        print("\n" + limits(a), end="")
+    sys.stdout.flush()
+    return name, rows, tools
 
 
 if __name__ == "__main__":
