@@ -283,12 +283,19 @@ FL_LOCAL folollm_status fl_weights_open(fl_memory *m, fl_weights *w, const char 
     memset(w, 0, sizeof *w);
     w->asked = asked;
     w->is_gguf = gguf != NULL;
-    FL_TRY(w->is_gguf ? fl_config_of_gguf(&w->config, gguf, error) : fl_config_read(m, &w->config, directory, error));
-    FL_TRY(w->is_gguf ? fl_gguf_tensors(gguf, &w->tensors, error) : fl_tensors_open(m, &w->tensors, directory, error));
+    if (w->is_gguf) {
+        FL_TRY(fl_gguf_tensors(gguf, &w->tensors, error));
+    } else {
+        FL_TRY(fl_config_read(m, &w->config, directory, error));
+        FL_TRY(fl_tensors_open(m, &w->tensors, directory, error));
+    }
     for (size_t i = 0; i < w->tensors.n_files && !copy && asked == FOLOLLM_WEIGHTS_AS_STORED; i++) {
         fl_file_map(&w->tensors.files[i]);
     }
-    folollm_status status = fl_bind_all(m, w, NULL, error);
+    folollm_status status = w->is_gguf ? fl_config_of_gguf(&w->config, gguf, &w->tensors, error) : FOLOLLM_OK;
+    if (status == FOLOLLM_OK) {
+        status = fl_bind_all(m, w, NULL, error);
+    }
     if (status != FOLOLLM_OK) {
         fl_weights_close(m, w);
     }
