@@ -116,8 +116,9 @@ typedef struct folollm_host {
      * Default: a pool of n_threads - 1 threads of our own. */
     void (*parallel_for)(void *user, size_t n, void (*task)(void *context, size_t i), void *context);
     /* Files. If file_open is set, all of file_open, file_size, file_read and file_close must be, and no path
-     * reaches the operating system: names are the path given to load, '/' and a file name; or that of a GGUF file. file_open returns a
-     * handle, or NULL, which counts as: there is no such file. file_read fills all n_bytes from offset and returns 0, or returns non-zero. */
+     * reaches the operating system: names are the path given to load, '/' and a file name, or that of a GGUF file.
+     * file_open returns a handle, or NULL, which counts as: there is no such file. file_read fills all n_bytes from
+     * offset and returns 0, or returns non-zero. */
     void *(*file_open)(void *user, const char *path);
     uint64_t (*file_size)(void *user, void *file);
     int (*file_read)(void *user, void *file, uint64_t offset, void *out, size_t n_bytes);
