@@ -192,7 +192,7 @@ typedef struct option {
 #define MOST 4294967294.0 /* one below NOT_GIVEN */
 
 static const option options[] = {
-    {"-m", "PATH", ALL, KIND_TEXT, AT(model), 0, 0, "the checkpoint's directory"},
+    {"-m", "PATH", ALL, KIND_TEXT, AT(model), 0, 0, "the checkpoint's directory, or a GGUF file"},
     {"-p", "TEXT", GENERATE | TOKENIZE, KIND_TEXT, AT(text), 0, 0, "the text; special tokens are recognised"},
     {"-f", "FILE", READERS, KIND_TEXT, AT(file), 0, 0, "the text, byte for byte; - for stdin"},
     {"-f", "FILE", BATCH, KIND_TEXT, AT(file), 0, 0, "the requests, one JSON object per line; - for stdin"},
@@ -1482,11 +1482,12 @@ typedef struct bench_row {
 /* SplitMix64 (Steele, Lea, Flood 2014) from a fixed seed: each run feeds the same ids. */
 static void fill_random(bench *b, size_t n)
 {
+    uint32_t n_ids = b->info.n_tokens != 0 ? b->info.n_tokens : b->info.vocab; /* without a tokenizer every id counts */
     for (size_t i = 0; i < n; i++) {
         uint64_t x = b->random += UINT64_C(0x9e3779b97f4a7c15);
         x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
         x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
-        b->tokens[i] = (folollm_token)((x ^ (x >> 31)) % b->info.n_tokens);
+        b->tokens[i] = (folollm_token)((x ^ (x >> 31)) % n_ids);
     }
 }
 

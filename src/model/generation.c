@@ -91,3 +91,15 @@ FL_LOCAL folollm_status fl_generation_read(fl_memory *m, fl_generation *g, const
     FL_TRY(fl_generation_file(m, g, directory, "generation_config.json", true, error));
     return fl_generation_file(m, g, directory, "config.json", false, error);
 }
+
+FL_LOCAL folollm_status fl_generation_of_gguf(fl_generation *generation, const fl_gguf *g, folollm_error *error) {
+    static const char *const keys[] = {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id",
+                                       "tokenizer.ggml.eom_token_id"}; /* of text, turn and message */
+    memset(generation, 0, sizeof *generation);
+    for (size_t i = 0; i < FL_COUNT(keys); i++) {
+        uint32_t id;
+        FL_TRY(fl_gguf_u32(g, keys[i], UINT32_MAX, &id, error));
+        fl_generation_add_eos(generation, id <= INT32_MAX ? (folollm_token)id : -1);
+    }
+    return FOLOLLM_OK;
+}

@@ -1,8 +1,8 @@
-/* What generation_config.json and config.json say about stopping and sampling. */
+/* What generation_config.json and config.json, or the metadata of a GGUF file, say about stopping and sampling. */
 #ifndef FL_GENERATION_H
 #define FL_GENERATION_H
 
-#include "base/memory.h"
+#include "formats/gguf.h"
 
 #define FL_EOS_MAX 32
 
@@ -14,6 +14,9 @@ typedef struct fl_generation {
 
 FL_LOCAL folollm_status fl_generation_read(fl_memory *m, fl_generation *g, const char *directory,
                                            folollm_error *error);
+
+/* The same of a GGUF file, which says nothing about sampling. */
+FL_LOCAL folollm_status fl_generation_of_gguf(fl_generation *generation, const fl_gguf *g, folollm_error *error);
 
 /* Add an id that ends a text; -1 and repetitions are passed over. */
 FL_LOCAL void fl_generation_add_eos(fl_generation *g, folollm_token id);

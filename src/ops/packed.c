@@ -1,5 +1,7 @@
 #include "ops/packed.h"
 
+#include <math.h>
+
 FL_LOCAL bool fl_packs(fl_dtype type, size_t n_cols) {
     return fl_is_packed(type) && (type < FL_Q4_K || n_cols % FL_CHUNK == 0);
 }
