@@ -110,7 +110,7 @@ static folollm_status fl_checkpoint_vocabulary(fl_checkpoint *c, const char *pat
     }
     if (n_ids > vocab) {
         return fl_fail(error, FOLOLLM_E_FORMAT,
-                       "%s: tokenizer.json has ids up to %u, but the embedding has %u rows", path, (uint64_t)n_ids - 1,
+                       "%s: the tokenizer has ids up to %u, but the embedding has %u rows", path, (uint64_t)n_ids - 1,
                        (uint64_t)vocab);
     }
     for (uint32_t id = 0; id < vocab; id++) {
@@ -126,9 +126,36 @@ static void fl_checkpoint_account(fl_checkpoint *c) {
     c->weights_bytes = kept - c->tokenizer_bytes + (c->has_config ? fl_arena_bytes(&c->weights.arena) : 0);
 }
 
+/* What a GGUF file says of text: the tokenizer, the chat format, the ids that end a text. */
+static folollm_status fl_checkpoint_gguf_text(fl_checkpoint *c, const fl_gguf *g, const char *path,
+                                              folollm_error *error) {
+    if (!fl_tokenizer_in_gguf(g)) {
+        return !c->tokenizer_only ? FOLOLLM_OK : fl_fail(error, FOLOLLM_E_IO, "%s holds no tokenizer", path);
+    }
+    FL_TRY(fl_tokenizer_open_gguf(&c->memory, g, &c->tokenizer, &c->tokenizer_bytes, error));
+    FL_TRY(fl_checkpoint_vocabulary(c, path, error));
+    FL_TRY(fl_generation_read_gguf(&c->generation, g, c->tokenizer, error));
+    return fl_chat_open_gguf(&c->memory, g, c->tokenizer, &c->chat, error);
+}
+
+static folollm_status fl_checkpoint_gguf(fl_checkpoint *c, const char *path, folollm_error *error) {
+    fl_gguf g;
+    if (!c->tokenizer_only) {
+        return fl_fail(error, FOLOLLM_E_UNSUPPORTED, "%s: of a GGUF file only the tokenizer is read", path);
+    }
+    FL_TRY(fl_gguf_open(&c->memory, &g, path, error));
+    folollm_status status = fl_checkpoint_gguf_text(c, &g, path, error);
+    fl_gguf_close(&g);
+    return status;
+}
+
 static folollm_status fl_checkpoint_read(fl_checkpoint *c, const char *path, const folollm_options *o,
                                          folollm_error *error) {
-    bool has_tokenizer;
+    bool has_tokenizer, gguf;
+    FL_TRY(fl_gguf_is_at(&c->memory, path, &gguf, error));
+    if (gguf) {
+        return fl_checkpoint_gguf(c, path, error);
+    }
     if (!c->tokenizer_only) {
         FL_TRY(fl_weights_open(&c->memory, &c->weights, path, o->copy_weights != 0, o->weights, error));
         c->has_config = true;
