@@ -268,15 +268,15 @@ static void put_json(test_host *h, const pair *p) {
 }
 
 static void put_gguf(test_host *h, const char *gguf, const char *pre, bool prefix) {
-    static const char pre_key[] = "tokenizer.ggml.pre";
+    static const char pre_key[] = "tokenizer.ggml.pre", prefix_key[] = "tokenizer.ggml.add_space_prefix";
     bytes entries = {NULL, 0, 0};
-    uint64_t n = take_entries(gguf, pre != NULL ? pre_key : "", prefix ? "tokenizer.ggml.add_space_prefix" : "", &entries);
+    uint64_t n = take_entries(gguf, pre != NULL ? pre_key : "", prefix ? prefix_key : "", &entries);
     if (pre != NULL) {
         put_string(&entries, pre_key, pre);
         n++;
     }
     if (prefix) {
-        put_bool(&entries, "tokenizer.ggml.add_space_prefix", true);
+        put_bool(&entries, prefix_key, true);
         n++;
     }
     put_file(h, &entries, n);

@@ -133,7 +133,8 @@ static folollm_status fl_build_reserve(fl_build *b) {
 FL_LOCAL folollm_status fl_build_merge(fl_build *b, fl_str whole, size_t n_left) {
     fl_bpe *bpe = &b->t->bpe;
     fl_piece *pieces = b->t->vocab.pieces;
-    fl_str names[3] = {{whole.at, n_left}, {whole.at + n_left, whole.n - n_left}, whole};
+    const char *right = n_left > 0 ? whole.at + n_left : whole.at; /* of nothing merged with nothing, NULL */
+    fl_str names[3] = {{whole.at, n_left}, {right, whole.n - n_left}, whole};
     size_t rank = b->n_pairs;
     uint32_t ids[3], next = rank > 0 ? bpe->results[rank - 1] + 1 : FL_VOCAB_NONE;
     FL_TRY(fl_build_reserve(b));
