@@ -1442,11 +1442,12 @@ typedef struct bench_row {
 /* SplitMix64 (Steele, Lea, Flood 2014) from a fixed seed: each run feeds the same ids. */
 static void fill_random(bench *b, size_t n)
 {
+    uint32_t n_ids = b->info.n_tokens != 0 ? b->info.n_tokens : b->info.vocab; /* without a tokenizer every id counts */
     for (size_t i = 0; i < n; i++) {
         uint64_t x = b->random += UINT64_C(0x9e3779b97f4a7c15);
         x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
         x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
-        b->tokens[i] = (folollm_token)((x ^ (x >> 31)) % b->info.n_tokens);
+        b->tokens[i] = (folollm_token)((x ^ (x >> 31)) % n_ids);
     }
 }
 

@@ -126,38 +126,11 @@ static void fl_checkpoint_account(fl_checkpoint *c) {
     c->weights_bytes = kept - c->tokenizer_bytes + (c->has_config ? fl_arena_bytes(&c->weights.arena) : 0);
 }
 
-/* What a GGUF file says of text: the tokenizer, the chat format, the ids that end a text. */
-static folollm_status fl_checkpoint_gguf_text(fl_checkpoint *c, const fl_gguf *g, const char *path,
-                                              folollm_error *error) {
-    if (!fl_tokenizer_in_gguf(g)) {
-        return !c->tokenizer_only ? FOLOLLM_OK : fl_fail(error, FOLOLLM_E_IO, "%s holds no tokenizer", path);
-    }
-    FL_TRY(fl_tokenizer_open_gguf(&c->memory, g, &c->tokenizer, &c->tokenizer_bytes, error));
-    FL_TRY(fl_checkpoint_vocabulary(c, path, error));
-    FL_TRY(fl_generation_read_gguf(&c->generation, g, c->tokenizer, error));
-    return fl_chat_open_gguf(&c->memory, g, c->tokenizer, &c->chat, error);
-}
-
-static folollm_status fl_checkpoint_gguf(fl_checkpoint *c, const char *path, folollm_error *error) {
-    fl_gguf g;
+static folollm_status fl_checkpoint_read_directory(fl_checkpoint *c, const char *path, const folollm_options *o,
+                                                   folollm_error *error) {
+    bool has_tokenizer;
     if (!c->tokenizer_only) {
-        return fl_fail(error, FOLOLLM_E_UNSUPPORTED, "%s: of a GGUF file only the tokenizer is read", path);
-    }
-    FL_TRY(fl_gguf_open(&c->memory, &g, path, error));
-    folollm_status status = fl_checkpoint_gguf_text(c, &g, path, error);
-    fl_gguf_close(&g);
-    return status;
-}
-
-static folollm_status fl_checkpoint_read(fl_checkpoint *c, const char *path, const folollm_options *o,
-                                         folollm_error *error) {
-    bool has_tokenizer, gguf;
-    FL_TRY(fl_gguf_is_at(&c->memory, path, &gguf, error));
-    if (gguf) {
-        return fl_checkpoint_gguf(c, path, error);
-    }
-    if (!c->tokenizer_only) {
-        FL_TRY(fl_weights_open(&c->memory, &c->weights, path, o->copy_weights != 0, o->weights, error));
+        FL_TRY(fl_weights_open(&c->memory, &c->weights, path, NULL, o->copy_weights != 0, o->weights, error));
         c->has_config = true;
     }
     FL_TRY(fl_generation_read(&c->memory, &c->generation, path, error));
@@ -169,6 +142,36 @@ static folollm_status fl_checkpoint_read(fl_checkpoint *c, const char *path, con
     FL_TRY(fl_checkpoint_vocabulary(c, path, error));
     fl_generation_add_eos(&c->generation, fl_tokenizer_eos(c->tokenizer));
     return fl_chat_open(&c->memory, path, &c->chat, error);
+}
+
+static folollm_status fl_checkpoint_read_gguf(fl_checkpoint *c, const fl_gguf *g, const folollm_options *o,
+                                              folollm_error *error) {
+    if (!c->tokenizer_only) {
+        FL_TRY(fl_weights_open(&c->memory, &c->weights, NULL, g, o->copy_weights != 0, o->weights, error));
+        c->has_config = true;
+    }
+    if (fl_tokenizer_in_gguf(g)) {
+        FL_TRY(fl_tokenizer_open_gguf(&c->memory, g, &c->tokenizer, &c->tokenizer_bytes, error));
+        FL_TRY(fl_checkpoint_vocabulary(c, g->file.path, error));
+        FL_TRY(fl_chat_open_gguf(&c->memory, g, c->tokenizer, &c->chat, error));
+    } else if (c->tokenizer_only) {
+        return fl_fail(error, FOLOLLM_E_IO, "%s holds no tokenizer", g->file.path);
+    }
+    return fl_generation_of_gguf(&c->generation, g, c->tokenizer, error);
+}
+
+static folollm_status fl_checkpoint_read(fl_checkpoint *c, const char *path, const folollm_options *o,
+                                         folollm_error *error) {
+    fl_gguf gguf;
+    bool is_gguf;
+    FL_TRY(fl_gguf_is_at(&c->memory, path, &is_gguf, error));
+    if (!is_gguf) {
+        return fl_checkpoint_read_directory(c, path, o, error);
+    }
+    FL_TRY(fl_gguf_open(&c->memory, &gguf, path, error));
+    folollm_status status = fl_checkpoint_read_gguf(c, &gguf, o, error);
+    fl_gguf_close(&gguf);
+    return status;
 }
 
 static folollm_status fl_checkpoint_open(const char *path, const folollm_options *o, fl_checkpoint **out,

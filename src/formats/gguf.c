@@ -439,7 +439,7 @@ FL_LOCAL folollm_status fl_gguf_is_at(fl_memory *m, const char *path, bool *is, 
     fl_file file;
     bool found = false;
     *is = n >= 5 && memcmp(path + n - 5, ".gguf", 5) == 0;
-    if (*is) {
+    if (*is || m->host.file_open != NULL) {
         return FOLOLLM_OK;
     }
     folollm_status status = fl_file_open(m, &file, path, "", &found, error);
@@ -448,6 +448,78 @@ FL_LOCAL folollm_status fl_gguf_is_at(fl_memory *m, const char *path, bool *is, 
         fl_file_close(&file);
     }
     return status == FOLOLLM_E_MEMORY ? status : FOLOLLM_OK;
+}
+
+/* ---- The tensors -- */
+
+static folollm_status fl_gguf_is_whole(const fl_gguf *g, folollm_error *error) {
+    uint32_t n_files;
+    FL_TRY(fl_gguf_u32(g, "split.count", 1, &n_files, error));
+    if (n_files > 1) {
+        return fl_fail(error, FOLOLLM_E_UNSUPPORTED, "%s is one of %u files of a split model; only whole ones are read",
+                       g->file.path, (uint64_t)n_files);
+    }
+    if (g->n_tensors == 0) {
+        return fl_fail(error, FOLOLLM_E_FORMAT, "%s holds no tensors", g->file.path);
+    }
+    return FOLOLLM_OK;
+}
+
+/* The file, the table and a block of the names alone, so that the header need not stay. */
+static folollm_status fl_gguf_copy(const fl_gguf *g, fl_tensors *t, folollm_error *error) {
+    size_t n_names = 0, bytes = g->n_tensors * sizeof *t->tensors; /* as g holds already */
+    for (size_t i = 0; i < g->n_tensors; i++) {
+        n_names += g->tensors[i].name.n;
+    }
+    t->files = fl_alloc(t->memory, sizeof *t->files);
+    t->files_capacity = t->files != NULL;
+    t->headers = fl_alloc(t->memory, sizeof *t->headers);
+    t->headers_capacity = t->headers != NULL;
+    t->tensors = fl_alloc_raw(t->memory, bytes);
+    t->capacity = t->tensors != NULL ? g->n_tensors : 0;
+    char *names = fl_alloc_raw(t->memory, n_names);
+    if (t->files == NULL || t->headers == NULL || t->tensors == NULL || names == NULL) {
+        fl_free(t->memory, names, n_names);
+        return fl_no_memory(error, "the tensor directory", bytes + n_names);
+    }
+    t->headers[0].at = names;
+    t->headers[0].n = n_names;
+    t->n_files = 1;
+    t->n_tensors = g->n_tensors;
+    memcpy(t->tensors, g->tensors, bytes);
+    for (size_t i = 0; i < t->n_tensors; i++) {
+        memcpy(names, g->tensors[i].name.at, g->tensors[i].name.n);
+        t->tensors[i].name.at = names;
+        names += g->tensors[i].name.n;
+    }
+    FL_TRY(fl_file_open(t->memory, &t->files[0], g->file.path, "", NULL, error));
+    if (t->files[0].size != g->file.size) {
+        return fl_fail(error, FOLOLLM_E_IO, "%s changed while it was read", g->file.path);
+    }
+    return FOLOLLM_OK;
+}
+
+FL_LOCAL folollm_status fl_gguf_tensors(const fl_gguf *g, fl_tensors *t, folollm_error *error) {
+    memset(t, 0, sizeof *t);
+    FL_TRY(fl_gguf_is_whole(g, error));
+    t->memory = g->memory;
+    folollm_status status = fl_gguf_copy(g, t, error);
+    if (status == FOLOLLM_OK) {
+        status = fl_tensors_index(t, error);
+    }
+    if (status != FOLOLLM_OK) {
+        fl_tensors_close(t);
+    }
+    return status;
+}
+
+FL_LOCAL const fl_tensor *fl_gguf_tensor(const fl_gguf *g, const char *name) {
+    for (size_t i = 0; i < g->n_tensors; i++) {
+        if (fl_str_is(g->tensors[i].name, name)) {
+            return &g->tensors[i];
+        }
+    }
+    return NULL;
 }
 
 /* ---- What values are -- */

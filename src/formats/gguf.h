@@ -56,13 +56,20 @@ typedef struct fl_gguf {
     fl_name_map by_key;
 } fl_gguf;
 
-/* Is there a GGUF file at path? Its name ends in .gguf or its first bytes say so. A path that cannot be opened as a file
- * is none. Fails for want of memory only. */
+/* Is path that of a GGUF file? Its name ends in .gguf or, where files are not the host's, whose hooks need not know of
+ * directories, its first bytes say so. Fails for want of memory only. */
 FL_LOCAL folollm_status fl_gguf_is_at(fl_memory *m, const char *path, bool *is, folollm_error *error);
 
 /* Open a file and read everything but its tensors' data, which is checked to be there. On failure nothing stays open. */
 FL_LOCAL folollm_status fl_gguf_open(fl_memory *m, fl_gguf *g, const char *path, folollm_error *error);
 FL_LOCAL void fl_gguf_close(fl_gguf *g);
+
+/* Its tensors as a directory like that of a safetensors checkpoint, with a file of its own: g may be closed before it. On
+ * failure nothing stays open. */
+FL_LOCAL folollm_status fl_gguf_tensors(const fl_gguf *g, fl_tensors *t, folollm_error *error);
+
+/* The tensor of this name; NULL: there is none. */
+FL_LOCAL const fl_tensor *fl_gguf_tensor(const fl_gguf *g, const char *name);
 
 /* ---- Entries. Keys are unique. -- */
 

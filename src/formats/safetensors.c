@@ -297,7 +297,7 @@ static folollm_status fl_add_indexed(fl_tensors *t, const char *directory, folol
 
 /* ---- The directory -- */
 
-static folollm_status fl_index_names(fl_tensors *t, folollm_error *error) {
+FL_LOCAL folollm_status fl_tensors_index(fl_tensors *t, folollm_error *error) {
     fl_name_map_layout(&t->by_name, &t->arena, t->n_tensors);
     FL_TRY(fl_arena_open(t->memory, &t->arena, "the tensor names", error));
     fl_name_map_layout(&t->by_name, &t->arena, t->n_tensors);
@@ -323,7 +323,7 @@ FL_LOCAL folollm_status fl_tensors_open(fl_memory *m, fl_tensors *t, const char 
         }
     }
     if (status == FOLOLLM_OK) {
-        status = fl_index_names(t, error);
+        status = fl_tensors_index(t, error);
     }
     if (status != FOLOLLM_OK) {
         fl_tensors_close(t);

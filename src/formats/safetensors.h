@@ -29,7 +29,7 @@ typedef struct fl_tensors {
     size_t n_tensors, capacity;
     fl_file *files;
     size_t n_files, files_capacity;
-    fl_str *headers; /* (n_files) the JSON that names point into */
+    fl_str *headers; /* (n_files) the text that names point into */
     size_t headers_capacity;
     fl_arena arena; /* of by_name */
     fl_name_map by_name;
@@ -38,6 +38,9 @@ typedef struct fl_tensors {
 /* Open every file of a checkpoint directory and read the headers. On failure nothing stays open. */
 FL_LOCAL folollm_status fl_tensors_open(fl_memory *m, fl_tensors *t, const char *directory, folollm_error *error);
 FL_LOCAL void fl_tensors_close(fl_tensors *t);
+
+/* Make tensors that were put in findable. Two of one name are FOLOLLM_E_FORMAT. */
+FL_LOCAL folollm_status fl_tensors_index(fl_tensors *t, folollm_error *error);
 
 /* Give back what only finding needs; the files stay open, and a tensor that was copied stays valid without its name. */
 FL_LOCAL void fl_tensors_forget_names(fl_tensors *t);

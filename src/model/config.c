@@ -110,14 +110,6 @@ static folollm_status fl_config_shapes(fl_config_reader *r) {
         derived = r->arch->missing_head_dim;
     }
     FL_TRY(fl_config_size(r, "head_dim", derived == 0 ? 1 : derived, 1024, &c->head_dim));
-    if (c->n_heads % c->n_kv_heads != 0) {
-        return fl_fail(r->error, FOLOLLM_E_FORMAT, "%s: %u attention heads cannot share %u key-value heads",
-                       r->doc->name, (uint64_t)c->n_heads, (uint64_t)c->n_kv_heads);
-    }
-    if (c->head_dim % 2 != 0) {
-        return fl_fail(r->error, FOLOLLM_E_FORMAT, "%s: head_dim is %u; rotation needs an even one", r->doc->name,
-                       (uint64_t)c->head_dim);
-    }
     double epsilon;
     FL_TRY(fl_json_double(r->doc, 0, "rms_norm_eps", 1e-6, &epsilon, r->error));
     if (!(epsilon >= 0 && epsilon <= 1)) {
@@ -139,10 +131,6 @@ static folollm_status fl_config_shapes(fl_config_reader *r) {
 }
 
 /* ---- Windows -- */
-
-static void fl_config_slide(fl_config *c, uint32_t layer) {
-    c->sliding[layer / 32] |= 1u << (layer % 32);
-}
 
 static folollm_status fl_config_layer_types(fl_config_reader *r, uint32_t list) {
     uint32_t layer = 0;
@@ -248,29 +236,33 @@ static bool fl_in_range(double x, double low, double high) {
     return x >= low && x <= high;
 }
 
-static folollm_status fl_rope_check(fl_config_reader *r) {
-    fl_rope_config *rope = &r->c->rope;
+static folollm_status fl_rope_bad(const char *name, const char *what, folollm_error *error) {
+    return fl_fail(error, FOLOLLM_E_FORMAT, "%s: RoPE: %s", name, what);
+}
+
+static folollm_status fl_rope_check(fl_config *c, const char *name, folollm_error *error) {
+    fl_rope_config *rope = &c->rope;
+    bool stretched = rope->kind != FL_ROPE_DEFAULT && rope->kind != FL_ROPE_DIVISORS;
     if (rope->kind == FL_ROPE_YARN && rope->factor == 0) {
-        rope->factor = r->c->max_positions / rope->original;
+        rope->factor = c->max_positions / rope->original;
     }
-    if (rope->kind != FL_ROPE_DEFAULT && !fl_in_range(rope->factor, 1, 1e6)) {
-        return fl_config_bad(r, FOLOLLM_E_FORMAT, "factor", "RoPE scaling needs one from 1 to 1000000");
+    if (stretched && !fl_in_range(rope->factor, 1, 1e6)) {
+        return fl_rope_bad(name, "scaling needs a \"factor\" from 1 to 1000000", error);
     }
     if (!fl_in_range(rope->theta, 1.0001, 1e15) || !fl_in_range(rope->original, 1, 1e9)) {
-        return fl_config_bad(r, FOLOLLM_E_FORMAT, "rope_theta",
-                             "it must be above 1, and original_max_position_embeddings at least 1");
+        return fl_rope_bad(name, "the base (rope_theta) must be above 1, and the trained length at least 1", error);
     }
     if (!fl_in_range(rope->beta_fast, 1e-6, 1e6) || !fl_in_range(rope->beta_slow, 1e-6, 1e6) ||
         !fl_in_range(rope->attention_factor, 0, 1e6) || !fl_in_range(rope->mscale, 0, 1e6) ||
         !fl_in_range(rope->mscale_all_dim, 0, 1e6)) {
-        return fl_config_bad(r, FOLOLLM_E_FORMAT, "rope_scaling", "a number of yarn is negative or absurd");
+        return fl_rope_bad(name, "a number of yarn is negative or absurd", error);
     }
     if (rope->kind == FL_ROPE_LLAMA3 && !(rope->low_freq_factor > 0 && rope->high_freq_factor > rope->low_freq_factor &&
                                           rope->high_freq_factor <= 1e6)) {
-        return fl_config_bad(r, FOLOLLM_E_FORMAT, "high_freq_factor", "must be above low_freq_factor, and that above 0");
+        return fl_rope_bad(name, "\"high_freq_factor\" must be above \"low_freq_factor\", and that above 0", error);
     }
-    if ((rope->kind == FL_ROPE_NTK || rope->kind == FL_ROPE_DYNAMIC) && r->c->head_dim < 4) {
-        return fl_config_bad(r, FOLOLLM_E_FORMAT, "head_dim", "NTK scaling needs at least 4");
+    if ((rope->kind == FL_ROPE_NTK || rope->kind == FL_ROPE_DYNAMIC) && c->head_dim < 4) {
+        return fl_rope_bad(name, "NTK scaling needs a head_dim of at least 4", error);
     }
     return FOLOLLM_OK;
 }
@@ -303,9 +295,20 @@ static folollm_status fl_config_rope(fl_config_reader *r) {
         return fl_config_bad(r, FOLOLLM_E_UNSUPPORTED, "rope_parameters", "one RoPE per layer type is not computed here");
     }
     FL_TRY(fl_rope_kind_of(r, object, &r->c->rope.kind));
-    FL_TRY(fl_rope_numbers(r, object));
-    FL_TRY(fl_rope_check(r));
-    r->c->max_context = fl_rope_reach(r->c);
+    return fl_rope_numbers(r, object);
+}
+
+FL_LOCAL folollm_status fl_config_settle(fl_config *c, const char *name, folollm_error *error) {
+    if (c->n_heads % c->n_kv_heads != 0) {
+        return fl_fail(error, FOLOLLM_E_FORMAT, "%s: %u attention heads cannot share %u key-value heads", name,
+                       (uint64_t)c->n_heads, (uint64_t)c->n_kv_heads);
+    }
+    if (c->head_dim % 2 != 0) {
+        return fl_fail(error, FOLOLLM_E_FORMAT, "%s: head_dim is %u; rotation needs an even one", name,
+                       (uint64_t)c->head_dim);
+    }
+    FL_TRY(fl_rope_check(c, name, error));
+    c->max_context = fl_rope_reach(c);
     return FOLOLLM_OK;
 }
 
@@ -317,7 +320,8 @@ static folollm_status fl_config_fill(fl_config *c, const fl_json *doc, folollm_e
     FL_TRY(fl_config_architecture(&r));
     FL_TRY(fl_config_shapes(&r));
     FL_TRY(fl_config_windows(&r));
-    return fl_config_rope(&r);
+    FL_TRY(fl_config_rope(&r));
+    return fl_config_settle(c, doc->name, error);
 }
 
 FL_LOCAL folollm_status fl_config_read(fl_memory *m, fl_config *c, const char *directory, folollm_error *error) {

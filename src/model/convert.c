@@ -98,12 +98,26 @@ static void fl_convert_task(void *context, size_t task, size_t slot) {
     }
 }
 
-FL_LOCAL folollm_status fl_convert(fl_converter *c, fl_file *file, uint64_t offset, fl_dtype from, size_t n_rows,
+FL_LOCAL folollm_status fl_read_rows(const fl_rows_in_file *rows, size_t first, size_t n_rows, void *out,
+                                     folollm_error *error) {
+    size_t d = rows->head_dim, half = d / 2;
+    if (d == 0) {
+        return fl_file_read(rows->file, rows->offset + first * rows->row_bytes, out, n_rows * rows->row_bytes, error);
+    }
+    for (size_t i = 0; i < n_rows; i++) {
+        size_t head = (first + i) / d, row = (first + i) % d, from = head * d + row % half * 2 + row / half;
+        FL_TRY(fl_file_read(rows->file, rows->offset + from * rows->row_bytes, (uint8_t *)out + i * rows->row_bytes,
+                            rows->row_bytes, error));
+    }
+    return FOLOLLM_OK;
+}
+
+FL_LOCAL folollm_status fl_convert(fl_converter *c, const fl_rows_in_file *rows, fl_dtype from, size_t n_rows,
                                    size_t n_cols, fl_dtype to, void *out, folollm_error *error) {
-    size_t in_bytes = fl_row_bytes(from, n_cols), most = c->raw_bytes / in_bytes / FL_PANEL * FL_PANEL;
+    size_t most = c->raw_bytes / rows->row_bytes / FL_PANEL * FL_PANEL;
     for (size_t first = 0; first < n_rows; first += most) {
         size_t n = fl_min(n_rows - first, most);
-        FL_TRY(fl_file_read(file, offset + first * in_bytes, c->raw, n * in_bytes, error));
+        FL_TRY(fl_read_rows(rows, first, n, c->raw, error));
         fl_convert_job job = {c, from, to, n, n_cols, (uint8_t *)out + fl_matrix_bytes(to, first, n_cols)};
         fl_pool_run(c->pool, fl_div_up(n, FL_PANEL), fl_convert_task, &job);
     }

@@ -90,6 +90,8 @@ FL_LOCAL void fl_rope_init(fl_rope *rope, const fl_config *c, uint32_t context) 
             f = fma(f, keep, f / r->factor * (1 - keep));
         } else if (r->kind == FL_ROPE_LLAMA3) {
             f = fl_llama3_frequency(r, f);
+        } else if (r->kind == FL_ROPE_DIVISORS) {
+            f /= (double)r->divisors[i];
         }
         rope->frequencies[i] = (float)f;
     }

@@ -1,8 +1,61 @@
 #include "model/weights.h"
 
 #include "base/map.h"
-
 #include "base/math.h"
+#include "model/config_gguf.h"
+
+/* What a tensor is to the model. */
+typedef enum fl_role {
+    FL_ROLE_EMBEDDING,
+    FL_ROLE_ATTENTION_NORM,
+    FL_ROLE_Q,
+    FL_ROLE_K,
+    FL_ROLE_V,
+    FL_ROLE_O,
+    FL_ROLE_Q_BIAS,
+    FL_ROLE_K_BIAS,
+    FL_ROLE_V_BIAS,
+    FL_ROLE_O_BIAS,
+    FL_ROLE_Q_NORM,
+    FL_ROLE_K_NORM,
+    FL_ROLE_MLP_NORM,
+    FL_ROLE_GATE,
+    FL_ROLE_UP,
+    FL_ROLE_DOWN,
+    FL_ROLE_GATE_BIAS,
+    FL_ROLE_UP_BIAS,
+    FL_ROLE_DOWN_BIAS,
+    FL_ROLE_FINAL_NORM,
+    FL_ROLE_HEAD,
+    FL_ROLE_ROPE_DIVISORS,
+    FL_ROLE_NONE /* no bias */
+} fl_role;
+
+/* Its names in safetensors and in GGUF; %u stands for the layer. */
+static const char *const fl_role_names[FL_ROLE_NONE][2] = {
+    {"model.embed_tokens.weight", "token_embd.weight"},
+    {"model.layers.%u.input_layernorm.weight", "blk.%u.attn_norm.weight"},
+    {"model.layers.%u.self_attn.q_proj.weight", "blk.%u.attn_q.weight"},
+    {"model.layers.%u.self_attn.k_proj.weight", "blk.%u.attn_k.weight"},
+    {"model.layers.%u.self_attn.v_proj.weight", "blk.%u.attn_v.weight"},
+    {"model.layers.%u.self_attn.o_proj.weight", "blk.%u.attn_output.weight"},
+    {"model.layers.%u.self_attn.q_proj.bias", "blk.%u.attn_q.bias"},
+    {"model.layers.%u.self_attn.k_proj.bias", "blk.%u.attn_k.bias"},
+    {"model.layers.%u.self_attn.v_proj.bias", "blk.%u.attn_v.bias"},
+    {"model.layers.%u.self_attn.o_proj.bias", "blk.%u.attn_output.bias"},
+    {"model.layers.%u.self_attn.q_norm.weight", "blk.%u.attn_q_norm.weight"},
+    {"model.layers.%u.self_attn.k_norm.weight", "blk.%u.attn_k_norm.weight"},
+    {"model.layers.%u.post_attention_layernorm.weight", "blk.%u.ffn_norm.weight"},
+    {"model.layers.%u.mlp.gate_proj.weight", "blk.%u.ffn_gate.weight"},
+    {"model.layers.%u.mlp.up_proj.weight", "blk.%u.ffn_up.weight"},
+    {"model.layers.%u.mlp.down_proj.weight", "blk.%u.ffn_down.weight"},
+    {"model.layers.%u.mlp.gate_proj.bias", "blk.%u.ffn_gate.bias"},
+    {"model.layers.%u.mlp.up_proj.bias", "blk.%u.ffn_up.bias"},
+    {"model.layers.%u.mlp.down_proj.bias", "blk.%u.ffn_down.bias"},
+    {"model.norm.weight", "output_norm.weight"},
+    {"lm_head.weight", "output.weight"},
+    {"", "rope_freqs.weight"},
+};
 
 typedef struct fl_binder {
     fl_memory *memory;
@@ -12,39 +65,51 @@ typedef struct fl_binder {
     folollm_error *error;
 } fl_binder;
 
-/* The tensor of this name with just this shape (n_cols 0: a vector). pattern: %u stands for the layer. */
-static folollm_status fl_bind_find(const fl_binder *b, const char *pattern, size_t n_rows, size_t n_cols,
+/* The tensor of this role with just this shape (n_cols 0: a vector). */
+static folollm_status fl_bind_find(const fl_binder *b, fl_role role, size_t n_rows, size_t n_cols,
                                    const fl_tensor **out) {
     char name[128];
-    size_t n = fl_format(name, sizeof name, pattern, (uint64_t)b->layer);
+    const fl_tensors *all = &b->w->tensors;
+    const char *implied = b->w->is_gguf ? "the metadata" : "config.json";
+    size_t n = fl_format(name, sizeof name, fl_role_names[role][b->w->is_gguf], (uint64_t)b->layer);
     fl_str key = {name, n};
-    const fl_tensor *t = fl_tensors_find(&b->w->tensors, key);
+    const fl_tensor *t = fl_tensors_find(all, key);
     if (t == NULL) {
-        return fl_fail(b->error, FOLOLLM_E_FORMAT, "%s: tensor %S is not in the checkpoint, but config.json implies it",
-                       b->w->tensors.files[0].path, &key);
+        return fl_fail(b->error, FOLOLLM_E_FORMAT, "%s: tensor %S is not in the checkpoint, but %s implies it",
+                       all->files[0].path, &key, implied);
     }
     uint64_t rows = t->n_dims > 0 ? t->shape[0] : 0, cols = t->n_dims > 1 ? t->shape[1] : 0;
     if (t->n_dims != (n_cols != 0 ? 2u : 1u) || rows != n_rows || cols != n_cols) {
-        return fl_fail(b->error, FOLOLLM_E_FORMAT,
-                       "%s: tensor %S is %u x %u (%u dimensions); config.json implies %u x %u",
-                       b->w->tensors.files[t->file].path, &key, rows, cols, (uint64_t)t->n_dims, (uint64_t)n_rows,
+        return fl_fail(b->error, FOLOLLM_E_FORMAT, "%s: tensor %S is %u x %u (%u dimensions); %s implies %u x %u",
+                       all->files[t->file].path, &key, rows, cols, (uint64_t)t->n_dims, implied, (uint64_t)n_rows,
                        (uint64_t)n_cols);
     }
-    if (t->type == FL_DTYPE_OTHER) {
-        return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED, "%s: tensor %S has dtype %s; BF16, F16 and F32 are computed",
-                       b->w->tensors.files[t->file].path, &key, t->type_name);
+    if (t->type == FL_DTYPE_OTHER || (n_cols == 0 && fl_is_packed(t->type))) {
+        return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED, "%s: tensor %S has type %s; %s are computed",
+                       all->files[t->file].path, &key, t->type_name,
+                       !b->w->is_gguf || n_cols == 0 ? "BF16, F16 and F32"
+                                                     : "F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K and Q6_K");
     }
     *out = t;
     return FOLOLLM_OK;
+}
+
+/* Where its rows are; the llama architecture has those of Q and K in another order in GGUF. */
+static fl_rows_in_file fl_bind_rows(const fl_binder *b, const fl_tensor *t, fl_role role, size_t n_cols) {
+    bool turned = role == FL_ROLE_Q || role == FL_ROLE_K || role == FL_ROLE_Q_BIAS || role == FL_ROLE_K_BIAS;
+    fl_rows_in_file rows = {&b->w->tensors.files[t->file], t->offset, fl_row_bytes(t->type, n_cols), 0};
+    rows.head_dim = turned && b->w->config.rotates_neighbours ? b->w->config.head_dim : 0;
+    return rows;
 }
 
 /* Count a tensor; while loading, tell the host and let it cancel. */
 static folollm_status fl_bind_done(fl_binder *b, const fl_tensor *t) {
     const folollm_host *host = &b->memory->host;
     fl_weights *w = b->w;
+    size_t per_block = fl_is_packed(t->type) ? fl_block_numbers(t->type) : 1;
     w->done_bytes += t->n_bytes;
     if (w->arena.base == NULL) {
-        w->n_params += t->n_bytes / fl_dtype_bytes(t->type);
+        w->n_params += t->n_bytes / fl_row_bytes(t->type, per_block) * per_block;
         w->total_bytes += t->n_bytes;
         return FOLOLLM_OK;
     }
@@ -56,19 +121,18 @@ static folollm_status fl_bind_done(fl_binder *b, const fl_tensor *t) {
 }
 
 /* A vector as floats. */
-static folollm_status fl_bind_vector(fl_binder *b, const char *pattern, size_t n, const float **out) {
+static folollm_status fl_bind_vector(fl_binder *b, fl_role role, size_t n, const float **out) {
     const fl_tensor *t;
-    FL_TRY(fl_bind_find(b, pattern, n, 0, &t));
+    FL_TRY(fl_bind_find(b, role, n, 0, &t));
     float *v = fl_take(&b->w->arena, n, sizeof *v);
     if (v != NULL) {
-        fl_file *file = &b->w->tensors.files[t->file];
-        size_t bytes = (size_t)t->n_bytes;
+        fl_rows_in_file rows = fl_bind_rows(b, t, role, 1);
         /* Read into the end of its own room: conversion then runs ahead of what is still to be read. */
-        uint8_t *raw = (uint8_t *)v + n * sizeof *v - bytes;
-        FL_TRY(fl_file_read(file, t->offset, raw, bytes, b->error));
+        uint8_t *raw = (uint8_t *)v + n * sizeof *v - (size_t)t->n_bytes;
+        FL_TRY(fl_read_rows(&rows, 0, n, raw, b->error));
         for (size_t i = 0; i < n; i++) {
             float value;
-            fl_to_float(t->type, raw + i * fl_dtype_bytes(t->type), 1, &value);
+            fl_to_float(t->type, raw + i * rows.row_bytes, 1, &value);
             v[i] = value;
         }
     }
@@ -81,7 +145,10 @@ static folollm_status fl_bind_vector(fl_binder *b, const char *pattern, size_t n
 static fl_dtype fl_bind_type(folollm_weights asked, fl_dtype stored, size_t n_cols, bool is_head) {
     static const fl_dtype types[] = {FL_F32,  FL_F16,  FL_BF16, FL_Q8_0, FL_Q8_ROW,
                                      FL_Q4_0, FL_Q4_K, FL_Q5_K, FL_Q6_K}; /* from FOLOLLM_WEIGHTS_F32 on */
-    fl_dtype type = asked == FOLOLLM_WEIGHTS_AS_STORED ? stored : types[asked - FOLOLLM_WEIGHTS_F32];
+    if (asked == FOLOLLM_WEIGHTS_AS_STORED) {
+        return stored;
+    }
+    fl_dtype type = types[asked - FOLOLLM_WEIGHTS_F32];
     if (is_head && (type == FL_Q4_0 || type == FL_Q4_K || type == FL_Q5_K)) {
         type = FL_Q6_K;
     }
@@ -89,13 +156,14 @@ static fl_dtype fl_bind_type(folollm_weights asked, fl_dtype stored, size_t n_co
 }
 
 /* A part's matrix where the file has it, or in the arena. */
-static folollm_status fl_bind_data(fl_binder *b, const fl_tensor *t, size_t n_cols, fl_part *part) {
+static folollm_status fl_bind_data(fl_binder *b, const fl_tensor *t, fl_role role, size_t n_cols, fl_part *part) {
     fl_weights *w = b->w;
-    fl_file *file = &w->tensors.files[t->file];
-    bool same = part->type == t->type;
-    w->converts = w->converts || !same;
-    if (same && file->map != NULL && ((uintptr_t)file->map + t->offset) % fl_dtype_bytes(t->type) == 0) {
-        part->data = file->map + t->offset;
+    fl_rows_in_file rows = fl_bind_rows(b, t, role, n_cols);
+    const uint8_t *map = rows.file->map;
+    bool as_it_is = part->type == t->type && !fl_is_packed(t->type);
+    w->converts = w->converts || !as_it_is;
+    if (as_it_is && map != NULL && rows.head_dim == 0 && ((uintptr_t)map + t->offset) % fl_dtype_bytes(t->type) == 0) {
+        part->data = map + t->offset;
         w->mapped_bytes += w->arena.base == NULL ? t->n_bytes : 0;
         return FOLOLLM_OK;
     }
@@ -108,15 +176,15 @@ static folollm_status fl_bind_data(fl_binder *b, const fl_tensor *t, size_t n_co
     if (data == NULL) {
         return FOLOLLM_OK;
     }
-    return same ? fl_file_read(file, t->offset, data, bytes, b->error)
-                : fl_convert(b->converter, file, t->offset, t->type, part->n_rows, n_cols, part->type, data, b->error);
+    return as_it_is ? fl_read_rows(&rows, 0, part->n_rows, data, b->error)
+                    : fl_convert(b->converter, &rows, t->type, part->n_rows, n_cols, part->type, data, b->error);
 }
 
-/* One more part of a matrix. bias: its pattern, or NULL. */
-static folollm_status fl_bind_part(fl_binder *b, fl_matrix *m, const char *pattern, const char *bias, size_t n_rows,
+/* One more part of a matrix. */
+static folollm_status fl_bind_part(fl_binder *b, fl_matrix *m, fl_role role, fl_role bias, size_t n_rows,
                                    size_t n_cols) {
     const fl_tensor *t;
-    FL_TRY(fl_bind_find(b, pattern, n_rows, n_cols, &t));
+    FL_TRY(fl_bind_find(b, role, n_rows, n_cols, &t));
     fl_part *part = &m->parts[m->n_parts++];
     m->n_rows += n_rows;
     m->n_cols = n_cols;
@@ -124,8 +192,8 @@ static folollm_status fl_bind_part(fl_binder *b, fl_matrix *m, const char *patte
     bool is_head = m == &b->w->embedding || m == &b->w->head;
     part->type = fl_bind_type(b->w->asked, t->type, n_cols, is_head);
     b->w->types[part->type] = b->w->types[part->type] || !is_head || part->type == t->type;
-    FL_TRY(fl_bind_data(b, t, n_cols, part));
-    if (bias != NULL) {
+    FL_TRY(fl_bind_data(b, t, role, n_cols, part));
+    if (bias != FL_ROLE_NONE) {
         FL_TRY(fl_bind_vector(b, bias, n_rows, &part->bias));
     }
     return fl_bind_done(b, t);
@@ -134,19 +202,17 @@ static folollm_status fl_bind_part(fl_binder *b, fl_matrix *m, const char *patte
 static folollm_status fl_bind_attention(fl_binder *b, fl_layer *l) {
     const fl_config *c = &b->w->config;
     size_t d = c->head_dim, q = c->n_heads * d, kv = c->n_kv_heads * d;
-    const char *q_bias = c->qkv_bias ? "model.layers.%u.self_attn.q_proj.bias" : NULL;
-    const char *k_bias = c->qkv_bias ? "model.layers.%u.self_attn.k_proj.bias" : NULL;
-    const char *v_bias = c->qkv_bias ? "model.layers.%u.self_attn.v_proj.bias" : NULL;
-    const char *o_bias = c->o_bias ? "model.layers.%u.self_attn.o_proj.bias" : NULL;
-    FL_TRY(fl_bind_vector(b, "model.layers.%u.input_layernorm.weight", c->dim, &l->attention_norm));
-    FL_TRY(fl_bind_part(b, &l->qkv, "model.layers.%u.self_attn.q_proj.weight", q_bias, q, c->dim));
-    FL_TRY(fl_bind_part(b, &l->qkv, "model.layers.%u.self_attn.k_proj.weight", k_bias, kv, c->dim));
-    FL_TRY(fl_bind_part(b, &l->qkv, "model.layers.%u.self_attn.v_proj.weight", v_bias, kv, c->dim));
-    FL_TRY(fl_bind_part(b, &l->o, "model.layers.%u.self_attn.o_proj.weight", o_bias, c->dim, q));
+    fl_role q_bias = c->qkv_bias ? FL_ROLE_Q_BIAS : FL_ROLE_NONE, k_bias = c->qkv_bias ? FL_ROLE_K_BIAS : FL_ROLE_NONE;
+    fl_role v_bias = c->qkv_bias ? FL_ROLE_V_BIAS : FL_ROLE_NONE, o_bias = c->o_bias ? FL_ROLE_O_BIAS : FL_ROLE_NONE;
+    FL_TRY(fl_bind_vector(b, FL_ROLE_ATTENTION_NORM, c->dim, &l->attention_norm));
+    FL_TRY(fl_bind_part(b, &l->qkv, FL_ROLE_Q, q_bias, q, c->dim));
+    FL_TRY(fl_bind_part(b, &l->qkv, FL_ROLE_K, k_bias, kv, c->dim));
+    FL_TRY(fl_bind_part(b, &l->qkv, FL_ROLE_V, v_bias, kv, c->dim));
+    FL_TRY(fl_bind_part(b, &l->o, FL_ROLE_O, o_bias, c->dim, q));
     fl_attention *a = &l->attention;
     if (c->qk_norm) {
-        FL_TRY(fl_bind_vector(b, "model.layers.%u.self_attn.q_norm.weight", d, &a->q_norm));
-        FL_TRY(fl_bind_vector(b, "model.layers.%u.self_attn.k_norm.weight", d, &a->k_norm));
+        FL_TRY(fl_bind_vector(b, FL_ROLE_Q_NORM, d, &a->q_norm));
+        FL_TRY(fl_bind_vector(b, FL_ROLE_K_NORM, d, &a->k_norm));
     }
     a->n_heads = c->n_heads;
     a->n_kv_heads = c->n_kv_heads;
@@ -159,13 +225,28 @@ static folollm_status fl_bind_attention(fl_binder *b, fl_layer *l) {
 
 static folollm_status fl_bind_mlp(fl_binder *b, fl_layer *l) {
     const fl_config *c = &b->w->config;
-    const char *gate_bias = c->mlp_bias ? "model.layers.%u.mlp.gate_proj.bias" : NULL;
-    const char *up_bias = c->mlp_bias ? "model.layers.%u.mlp.up_proj.bias" : NULL;
-    const char *down_bias = c->mlp_bias ? "model.layers.%u.mlp.down_proj.bias" : NULL;
-    FL_TRY(fl_bind_vector(b, "model.layers.%u.post_attention_layernorm.weight", c->dim, &l->mlp_norm));
-    FL_TRY(fl_bind_part(b, &l->gate_up, "model.layers.%u.mlp.gate_proj.weight", gate_bias, c->ffn_dim, c->dim));
-    FL_TRY(fl_bind_part(b, &l->gate_up, "model.layers.%u.mlp.up_proj.weight", up_bias, c->ffn_dim, c->dim));
-    return fl_bind_part(b, &l->down, "model.layers.%u.mlp.down_proj.weight", down_bias, c->dim, c->ffn_dim);
+    fl_role gate_bias = c->mlp_bias ? FL_ROLE_GATE_BIAS : FL_ROLE_NONE;
+    fl_role up_bias = c->mlp_bias ? FL_ROLE_UP_BIAS : FL_ROLE_NONE;
+    fl_role down_bias = c->mlp_bias ? FL_ROLE_DOWN_BIAS : FL_ROLE_NONE;
+    FL_TRY(fl_bind_vector(b, FL_ROLE_MLP_NORM, c->dim, &l->mlp_norm));
+    FL_TRY(fl_bind_part(b, &l->gate_up, FL_ROLE_GATE, gate_bias, c->ffn_dim, c->dim));
+    FL_TRY(fl_bind_part(b, &l->gate_up, FL_ROLE_UP, up_bias, c->ffn_dim, c->dim));
+    return fl_bind_part(b, &l->down, FL_ROLE_DOWN, down_bias, c->dim, c->ffn_dim);
+}
+
+/* What every frequency is divided by, from 1 on as the factors of the other kinds. */
+static folollm_status fl_bind_divisors(fl_binder *b) {
+    fl_rope_config *rope = &b->w->config.rope;
+    size_t n = b->w->config.head_dim / 2;
+    FL_TRY(fl_bind_vector(b, FL_ROLE_ROPE_DIVISORS, n, &rope->divisors));
+    for (size_t i = 0; rope->divisors != NULL && i < n; i++) {
+        if (!fl_is_finite(rope->divisors[i]) || rope->divisors[i] < 1 || rope->divisors[i] > 1e6f) {
+            return fl_fail(b->error, FOLOLLM_E_FORMAT, "%s: tensor \"%s\": number %u is %g; expected 1 to 1000000",
+                           b->w->tensors.files[0].path, fl_role_names[FL_ROLE_ROPE_DIVISORS][1], (uint64_t)i,
+                           (double)rope->divisors[i]);
+        }
+    }
+    return FOLOLLM_OK;
 }
 
 /* Bind everything into w->arena, dry or real: the same walk, so that both agree. */
@@ -176,7 +257,7 @@ static folollm_status fl_bind_all(fl_memory *m, fl_weights *w, fl_converter *con
     memset(&w->head, 0, sizeof w->head);
     w->done_bytes = 0;
     w->layers = fl_take(&w->arena, c->n_layers, sizeof *w->layers);
-    FL_TRY(fl_bind_part(&b, &w->embedding, "model.embed_tokens.weight", NULL, c->vocab, c->dim));
+    FL_TRY(fl_bind_part(&b, &w->embedding, FL_ROLE_EMBEDDING, FL_ROLE_NONE, c->vocab, c->dim));
     for (; b.layer < c->n_layers; b.layer++) {
         fl_layer layer;
         memset(&layer, 0, sizeof layer);
@@ -186,20 +267,24 @@ static folollm_status fl_bind_all(fl_memory *m, fl_weights *w, fl_converter *con
             w->layers[b.layer] = layer;
         }
     }
-    FL_TRY(fl_bind_vector(&b, "model.norm.weight", c->dim, &w->final_norm));
+    FL_TRY(fl_bind_vector(&b, FL_ROLE_FINAL_NORM, c->dim, &w->final_norm));
+    if (c->rope.kind == FL_ROPE_DIVISORS) {
+        FL_TRY(fl_bind_divisors(&b));
+    }
     if (c->tied) {
         w->head = w->embedding;
         return FOLOLLM_OK;
     }
-    return fl_bind_part(&b, &w->head, "lm_head.weight", NULL, c->vocab, c->dim);
+    return fl_bind_part(&b, &w->head, FL_ROLE_HEAD, FL_ROLE_NONE, c->vocab, c->dim);
 }
 
-FL_LOCAL folollm_status fl_weights_open(fl_memory *m, fl_weights *w, const char *directory, bool copy,
-                                        folollm_weights asked, folollm_error *error) {
+FL_LOCAL folollm_status fl_weights_open(fl_memory *m, fl_weights *w, const char *directory, const fl_gguf *gguf,
+                                        bool copy, folollm_weights asked, folollm_error *error) {
     memset(w, 0, sizeof *w);
     w->asked = asked;
-    FL_TRY(fl_config_read(m, &w->config, directory, error));
-    FL_TRY(fl_tensors_open(m, &w->tensors, directory, error));
+    w->is_gguf = gguf != NULL;
+    FL_TRY(w->is_gguf ? fl_config_of_gguf(&w->config, gguf, error) : fl_config_read(m, &w->config, directory, error));
+    FL_TRY(w->is_gguf ? fl_gguf_tensors(gguf, &w->tensors, error) : fl_tensors_open(m, &w->tensors, directory, error));
     for (size_t i = 0; i < w->tensors.n_files && !copy && asked == FOLOLLM_WEIGHTS_AS_STORED; i++) {
         fl_file_map(&w->tensors.files[i]);
     }

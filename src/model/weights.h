@@ -1,10 +1,10 @@
 /* The weights of a model, bound to the roles that the forward pass knows. Matrices stay where the file has them when
- * that is mapped and aligned, unless they are to be of another type; norms and biases become float. Immutable after
- * load. */
+ * that is mapped and aligned, unless they are to be of another type or come in blocks, which are packed; norms and biases
+ * become float. Immutable after load. */
 #ifndef FL_WEIGHTS_H
 #define FL_WEIGHTS_H
 
-#include "formats/safetensors.h"
+#include "formats/gguf.h"
 #include "model/config.h"
 #include "model/convert.h"
 #include "ops/ops.h"
@@ -28,13 +28,14 @@ typedef struct fl_weights {
     uint64_t mapped_bytes, n_params, done_bytes, total_bytes;
     folollm_weights asked;      /* what matrices are to be */
     bool types[FL_DTYPE_COUNT]; /* which matrices have; a head that was converted does not count */
-    bool converts;              /* is one of them of another type in its file? */
+    bool is_gguf;
+    bool converts;              /* is one of them packed, or of another type in its file? */
 } fl_weights;
 
-/* Read the headers, check every tensor against the config, and count: w->arena holds what fl_weights_load will take.
- * On failure nothing stays open. */
-FL_LOCAL folollm_status fl_weights_open(fl_memory *m, fl_weights *w, const char *directory, bool copy,
-                                        folollm_weights asked, folollm_error *error);
+/* Read the headers of a directory, or of the file that gguf has read if that is not NULL; check every tensor against the
+ * config, and count: w->arena holds what fl_weights_load will take. On failure nothing stays open. */
+FL_LOCAL folollm_status fl_weights_open(fl_memory *m, fl_weights *w, const char *directory, const fl_gguf *gguf,
+                                        bool copy, folollm_weights asked, folollm_error *error);
 
 /* After open: allocate, read or map. */
 FL_LOCAL folollm_status fl_weights_load(fl_memory *m, fl_weights *w, uint32_t n_threads, folollm_error *error);
