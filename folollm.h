@@ -116,7 +116,7 @@ typedef struct folollm_host {
      * Default: a pool of n_threads - 1 threads of our own. */
     void (*parallel_for)(void *user, size_t n, void (*task)(void *context, size_t i), void *context);
     /* Files. If file_open is set, all of file_open, file_size, file_read and file_close must be, and no path
-     * reaches the operating system: names are the path given to load, '/' and a file name. file_open returns a
+     * reaches the operating system: names are the path given to load, '/' and a file name; or that of a GGUF file. file_open returns a
      * handle, or NULL, which counts as: there is no such file. file_read fills all n_bytes from offset and returns 0, or returns non-zero. */
     void *(*file_open)(void *user, const char *path);
     uint64_t (*file_size)(void *user, void *file);
@@ -203,7 +203,7 @@ typedef struct folollm_memory {
 } folollm_memory;
 
 typedef struct folollm_info {
-    char architecture[32]; /* model_type of config.json */
+    char architecture[32]; /* model_type of config.json, general.architecture of GGUF (mistral is llama there) */
     char weights[8];       /* "bf16", "f16", "f32", "q8", "q8_row", "q4", "q4_k", "q5_k", "q6_k", as options.weights
                               or as stored; "mixed" if stored so */
     char kernels[8];       /* "scalar", "avx2", "avx512" */
@@ -232,14 +232,15 @@ FOLOLLM_API const char *folollm_source_hash(void);
 FOLOLLM_API const char *folollm_status_text(folollm_status status);
 
 /* What loading would take, from headers alone: reads no weights and keeps nothing.
- * path: a Hugging Face checkpoint directory. options: NULL for defaults.
+ * path: a Hugging Face checkpoint directory, or a GGUF file. options: NULL for defaults.
  * Fails as folollm_load does for a file that is missing, damaged or unsupported. */
 FOLOLLM_API folollm_status folollm_plan(const char *path, const folollm_options *options, folollm_memory *memory,
                                         folollm_error *error);
 
 /* Open a checkpoint: config.json, model.safetensors (or shards with model.safetensors.index.json),
- * tokenizer.json, tokenizer_config.json, generation_config.json, chat_template.jinja. Everything is checked
- * before the first weight is read. *out is set only on success and is freed with folollm_free. */
+ * tokenizer.json, tokenizer_config.json, generation_config.json, chat_template.jinja. Or a GGUF file, the first if it
+ * is split; its name ends in .gguf or, without file hooks, its first bytes say so. Everything is checked before the
+ * first weight is read. *out is set only on success and is freed with folollm_free. */
 FOLOLLM_API folollm_status folollm_load(const char *path, const folollm_options *options, folollm **out,
                                         folollm_error *error);
 

@@ -192,7 +192,7 @@ typedef struct option {
 #define MOST 4294967294.0 /* one below NOT_GIVEN */
 
 static const option options[] = {
-    {"-m", "PATH", ALL, KIND_TEXT, AT(model), 0, 0, "the checkpoint's directory"},
+    {"-m", "PATH", ALL, KIND_TEXT, AT(model), 0, 0, "the checkpoint's directory, or a GGUF file"},
     {"-p", "TEXT", GENERATE | TOKENIZE, KIND_TEXT, AT(text), 0, 0, "the text; special tokens are recognised"},
     {"-f", "FILE", READERS, KIND_TEXT, AT(file), 0, 0, "the text, byte for byte; - for stdin"},
     {"-f", "FILE", BATCH, KIND_TEXT, AT(file), 0, 0, "the requests, one JSON object per line; - for stdin"},

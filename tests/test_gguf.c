@@ -1,7 +1,7 @@
-/* GGUF: files that the gguf package wrote (oracle/make_gguf.py) give the logits of the checkpoints they were made of, bit
- * by bit; blocks of every type are computed with as they stand in the file; metadata of every type is read; and hostile
- * files, each byte and each number of the header wrong in turn, are refused with a reason, within the memory that the
- * file justifies, with everything given back.
+/* GGUF: files that the gguf package wrote (oracle/make_gguf.py) give the logits of the checkpoints they were made of,
+ * bit by bit; blocks of every type are computed with as they stand in the file; metadata of every type is read; split
+ * files are put together; and hostile files, each byte and each number of the header wrong in turn, are refused with a
+ * reason, within the memory that the file justifies, with everything given back.
  *
  *     cc -O2 tests/test_gguf.c -lutf8proc -lm -lpthread && ./a.out     (from the root of the repository) */
 #include "../folollm.c"
@@ -391,6 +391,13 @@ static void test_blocks(bool qwen3, size_t i) {
     CHECK_TEXT(a != NULL && b != NULL && memcmp(a, b, n * sizeof *a) == 0, "blocks keep their bits");
     float *c = logits_of("mem/decoded.gguf", &as_stored, &vocab), *d = logits_of("mem/blocks.gguf", &plain, &vocab);
     CHECK_TEXT(c != NULL && d != NULL && memcmp(c, d, n * sizeof *c) == 0, "blocks are decoded as the reference does");
+    folollm_memory plan = {0};
+    folollm *f = NULL;
+    h.peak = h.live;
+    CHECK(folollm_plan("mem/blocks.gguf", &as_stored, &plan, NULL) == FOLOLLM_OK);
+    CHECK(folollm_load("mem/blocks.gguf", &as_stored, &f, NULL) == FOLOLLM_OK);
+    CHECK_TEXT(h.live == plan.allocated && h.peak <= plan.allocated + plan.temporary, "loading takes what was planned");
+    folollm_free(f);
     float *e = logits_of("mem/blocks.gguf", &floats, &vocab);
     CHECK_TEXT(e != NULL && c != NULL && nmse(e, c, n) < 1e-9, "blocks times floats");
     CHECK(b != NULL && c != NULL && nmse(b, c, n) < 1e-3);
@@ -511,7 +518,8 @@ static void check_others(const fl_gguf *g) {
     CHECK(fl_gguf_bool(g, "u8", true, &truth, &error) == FOLOLLM_E_FORMAT);
     CHECK(fl_gguf_string(g, "string", &text, &error) == FOLOLLM_OK && fl_str_is(text, "text"));
     CHECK(fl_gguf_string(g, "none", &text, &error) == FOLOLLM_OK && text.at == NULL && text.n == 0);
-    CHECK(fl_gguf_string(g, "strings", &text, &error) == FOLOLLM_E_FORMAT && strstr(error.text, "array of string") != NULL);
+    CHECK(fl_gguf_string(g, "strings", &text, &error) == FOLOLLM_E_FORMAT);
+    CHECK(strstr(error.text, "array of string") != NULL);
 }
 
 static void check_arrays(const fl_gguf *g) {
@@ -607,7 +615,8 @@ static unsigned n_cases;
 
 /* Read a file, open it as a model; what every case proves beside its status. */
 static void hostile(const char *name, const uint8_t *bytes, size_t n, int expected) {
-    folollm_options o = {.host = &host.hooks, .context = 8, .chunk = 8, .n_threads = 1, .max_seqs = 1, .max_requests = 1};
+    folollm_options o = {.host = &host.hooks, .context = 8, .chunk = 8, .n_threads = 1, .max_seqs = 1,
+                         .max_requests = 1};
     folollm_memory plan;
     fl_memory m;
     fl_gguf g;
@@ -736,7 +745,8 @@ static void test_bytes(void) {
         hostile("a prefix", b.bytes, n, n >= sound_end ? FOLOLLM_OK : REFUSED);
     }
     for (size_t i = 0; i < n_header; i++) {
-        const uint8_t was = b.bytes[i], values[] = {0, 0xFF, (uint8_t)(was ^ 1), (uint8_t)(was ^ 0x80), (uint8_t)(was + 1)};
+        const uint8_t was = b.bytes[i];
+        const uint8_t values[] = {0, 0xFF, (uint8_t)(was ^ 1), (uint8_t)(was ^ 0x80), (uint8_t)(was + 1)};
         for (size_t v = 0; v < FL_COUNT(values); v++) {
             b.bytes[i] = values[v];
             hostile("a changed byte", b.bytes, b.n, ANY);
@@ -747,9 +757,10 @@ static void test_bytes(void) {
         uint8_t *at = b.bytes + b.fields[i].at, was[8];
         memcpy(was, at, b.fields[i].bytes);
         uint64_t now = b.fields[i].bytes == 8 ? fl_load_u64(at) : fl_load_u32(at);
-        const uint64_t values[] = {0, 1, 2, 9, 12, 13, now - 1, now + 1, now * 2, now + 32, b.n, b.n + 1, 1u << 20, INT32_MAX,
-                                   UINT64_C(1) << 31, UINT32_MAX, UINT64_C(1) << 32, UINT64_C(1) << 62, INT64_MAX,
-                                   UINT64_C(1) << 63, UINT64_MAX - 31, UINT64_MAX - 7, UINT64_MAX - 1, UINT64_MAX};
+        const uint64_t values[] = {0, 1, 2, 9, 12, 13, now - 1, now + 1, now * 2, now + 32, b.n, b.n + 1, 1u << 20,
+                                   INT32_MAX, UINT64_C(1) << 31, UINT32_MAX, UINT64_C(1) << 32, UINT64_C(1) << 62,
+                                   INT64_MAX, UINT64_C(1) << 63, UINT64_MAX - 31, UINT64_MAX - 7, UINT64_MAX - 1,
+                                   UINT64_MAX};
         for (size_t v = 0; v < FL_COUNT(values); v++) {
             for (unsigned k = 0; k < b.fields[i].bytes; k++) {
                 at[k] = (uint8_t)(values[v] >> (8 * k));
@@ -836,8 +847,8 @@ static void test_keys(void) {
         "llama.rope.scaling.attn_factor", "llama.rope.scaling.yarn_attn_factor", "llama.rope.scaling.yarn_ext_factor",
         "llama.rope.scaling.yarn_beta_fast", "llama.rope.scaling.yarn_beta_slow", "split.count",
         "tokenizer.ggml.eos_token_id"};
-    static const uint32_t sizes[] = {0, 1, 2, 3, 4, 5, 7, 1023, 1024, 1025, 4096, 4097, 1u << 17, (1u << 17) + 1, 1u << 20,
-                                     (1u << 26) + 1, 1u << 31, UINT32_MAX};
+    static const uint32_t sizes[] = {0, 1, 2, 3, 4, 5, 7, 1023, 1024, 1025, 4096, 4097, 1u << 17, (1u << 17) + 1,
+                                     1u << 20, (1u << 26) + 1, 1u << 31, UINT32_MAX};
     for (size_t i = 0; i < FL_COUNT(keys); i++) {
         for (int type = 0; type < FL_GGUF_TYPE_COUNT; type++) {
             buffer more = {0};
@@ -941,7 +952,8 @@ static void tensor_case(const char *name, const buffer *more, size_t extra, int 
     hostile_change(name, &c, expected);
 }
 
-static void put_shape(buffer *b, const char *name, uint32_t n_dims, const uint64_t *sizes, uint32_t type, uint64_t offset) {
+static void put_shape(buffer *b, const char *name, uint32_t n_dims, const uint64_t *sizes, uint32_t type,
+                      uint64_t offset) {
     b->n = 0;
     put_text(b, name);
     put_number(b, n_dims, 4);
@@ -962,7 +974,8 @@ static void test_infos(void) {
     buffer_free(&b);
     for (size_t i = 0; i < FL_COUNT(dims); i++) {
         put_shape(&b, "more", dims[i], ones, 0, at);
-        tensor_case("dimensions", &b, 4, dims[i] <= 4 ? FOLOLLM_OK : REFUSED);
+        tensor_case("dimensions", &b, 4, dims[i] <= 4 ? FOLOLLM_E_UNSUPPORTED : FOLOLLM_E_FORMAT);
+        CHECK(dims[i] > 4 || strstr(error.text, "\"more\" is none that llama models have") != NULL);
     }
     for (size_t i = 0; i < FL_COUNT(unknown); i++) {
         put_shape(&b, "more", 1, ones, unknown[i], at);
@@ -975,7 +988,7 @@ static void test_infos(void) {
     put_shape(&b, "a2345678901234567890123456789012345678901234567890123456789012345", 1, ones, 0, at);
     tensor_case("a name of 65 bytes", &b, 4, FOLOLLM_E_FORMAT);
     put_shape(&b, "a234567890123456789012345678901234567890123456789012345678901234", 1, ones, 0, at);
-    tensor_case("a name of 64 bytes", &b, 4, FOLOLLM_OK);
+    tensor_case("a name of 64 bytes, but of nothing", &b, 4, FOLOLLM_E_UNSUPPORTED);
     const uint64_t offsets[] = {0, at - 32, at + 1, at - 1, at + 8, at + 32, UINT64_MAX, UINT64_MAX - 31, INT64_MAX};
     for (size_t i = 0; i < FL_COUNT(offsets); i++) {
         put_shape(&b, "more", 1, ones, 0, offsets[i]);
@@ -1038,14 +1051,90 @@ static void test_rope(void) {
     }
 }
 
+/* ---- Split files -- */
+
+/* File `number` of n_files with the tensors [first, last) of the sound file, which says that it is another. */
+static void put_split(uint32_t number, uint32_t n_files, size_t first, size_t last, uint32_t says,
+                      uint32_t says_tensors) {
+    char name[64];
+    buffer b = {0};
+    put_start(&b, last - first, 3 + (number == 0 ? FL_COUNT(sound_sizes) + 1 : 0));
+    put_key(&b, "split.no", FL_GGUF_U16);
+    put_number(&b, says, 2);
+    put_key(&b, "split.count", FL_GGUF_U16);
+    put_number(&b, n_files, 2);
+    put_key(&b, "split.tensors.count", FL_GGUF_I32);
+    put_number(&b, says_tensors, 4);
+    if (number == 0) {
+        put_key(&b, "general.architecture", FL_GGUF_STRING);
+        put_text(&b, "llama");
+    }
+    for (size_t i = 0; number == 0 && i < FL_COUNT(sound_sizes); i++) {
+        put_u32(&b, sound_sizes[i].key, sound_sizes[i].value);
+    }
+    size_t end = 0;
+    for (size_t i = first; i < last; i++) {
+        put_info(&b, sound_tensors[i].name, sound_tensors[i].rows, sound_tensors[i].cols, 0, end);
+        end += 4u * sound_tensors[i].rows * (sound_tensors[i].cols != 0 ? sound_tensors[i].cols : 1);
+        end = (end + 31) / 32 * 32;
+    }
+    pad(&b, 32);
+    for (size_t i = 0; i < end / 4; i++) {
+        put_number(&b, fl_bits_of_float(0.125f), 4);
+    }
+    snprintf(name, sizeof name, "s-%05u-of-%05u.gguf", number + 1, n_files);
+    host_put(&host, name, b.bytes, b.n);
+    buffer_free(&b);
+}
+
+static void split_case(const char *name, const char *path, int expected) {
+    folollm_options o = {.host = &host.hooks, .context = 8, .chunk = 8, .n_threads = 1};
+    folollm *f = NULL;
+    memset(&error, 0, sizeof error);
+    folollm_status status = folollm_load(path, &o, &f, &error);
+    folollm_free(f);
+    if (!CHECK_TEXT((int)status == expected && host_is_clean(&host), name)) {
+        printf("    status %d, expected %d: %s\n", (int)status, expected, error.text);
+    }
+}
+
+static void test_split(void) {
+    const uint32_t n = FL_COUNT(sound_tensors);
+    const char *first = "mem/s-00001-of-00003.gguf";
+    for (size_t cut = 0; cut <= n; cut++) {
+        put_split(0, 3, 0, cut / 2, 0, n);
+        put_split(1, 3, cut / 2, cut, 1, n);
+        put_split(2, 3, cut, n, 2, n);
+        split_case("three files", first, FOLOLLM_OK);
+    }
+    split_case("the second is opened", "mem/s-00002-of-00003.gguf", FOLOLLM_E_FORMAT);
+    CHECK(strstr(error.text, "-00001-of-00003.gguf") != NULL);
+    put_split(1, 3, 5, n, 2, n);
+    split_case("a number that is another's", first, FOLOLLM_E_FORMAT);
+    put_split(1, 3, 0, 0, 1, n);
+    put_split(0, 3, 0, n, 0, n + 1);
+    put_split(2, 3, 0, 0, 2, n);
+    split_case("a count of tensors that is not theirs", first, FOLOLLM_E_FORMAT);
+    put_split(0, 3, 0, n, 0, n + 1);
+    put_split(2, 3, 3, 4, 2, n);
+    split_case("a tensor in two files", first, FOLOLLM_E_FORMAT);
+    put_split(0, 3, 0, n, 0, n);
+    host_remove(&host, "s-00003-of-00003.gguf");
+    split_case("a file is missing", first, FOLOLLM_E_IO);
+    CHECK(strstr(error.text, "s-00003-of-00003.gguf") != NULL);
+    const host_file *f = host_find(&host, first + 4);
+    host_put(&host, "other.gguf", f->bytes, f->n);
+    split_case("a name that does not count", "mem/other.gguf", FOLOLLM_E_FORMAT);
+    put_split(0, 1, 0, n, 0, n);
+    split_case("a split into one", "mem/s-00001-of-00001.gguf", FOLOLLM_OK);
+    put_split(0, 9999, 0, n, 0, n);
+    split_case("more files than are read", "mem/s-00001-of-09999.gguf", FOLOLLM_E_FORMAT);
+}
+
 /* ---- Faults -- */
 
 /* Every call of every kind fails in turn, once or from then on: a status, and nothing is kept. */
-static void test_faults(fault kind) {
-    static const change sound = {.align = 0};
-    buffer b = make(&sound);
-    host_put(&host, "m.gguf", b.bytes, b.n);
-    buffer_free(&b);
+static void test_faults(fault kind, const char *path) {
     for (int forever = 0; forever < 2; forever++) {
         for (uint64_t at = 1; at < 4000; at++) {
             folollm_options o = {.host = &host.hooks, .context = 8, .chunk = 8, .n_threads = 1};
@@ -1053,7 +1142,7 @@ static void test_faults(fault kind) {
             memset(&error, 0, sizeof error);
             host.done = 0;
             host_arm(&host, kind, at, forever);
-            folollm_status status = folollm_load("mem/m.gguf", &o, &f, &error);
+            folollm_status status = folollm_load(path, &o, &f, &error);
             uint64_t n_injected = host.n_injected;
             host_disarm(&host);
             folollm_free(f);
@@ -1068,6 +1157,15 @@ static void test_faults(fault kind) {
             }
         }
     }
+}
+
+static void put_sound(void) {
+    static const change sound = {.align = 0};
+    buffer b = make(&sound);
+    host_put(&host, "m.gguf", b.bytes, b.n);
+    buffer_free(&b);
+    put_split(0, 2, 0, 5, 0, FL_COUNT(sound_tensors));
+    put_split(1, 2, 5, FL_COUNT(sound_tensors), 1, FL_COUNT(sound_tensors));
 }
 
 int main(void) {
@@ -1092,10 +1190,13 @@ int main(void) {
     test_infos();
     test_products();
     test_rope();
+    test_split();
+    put_sound();
     host.hooks.file_map = host_map;
     host.hooks.progress = host_progress;
     for (int kind = FAULT_ALLOCATE; kind < FAULT_COUNT; kind++) {
-        test_faults((fault)kind);
+        test_faults((fault)kind, "mem/m.gguf");
+        test_faults((fault)kind, "mem/s-00001-of-00002.gguf");
     }
     CHECK(host.n_injected_ever > 50);
     host_free(&host);

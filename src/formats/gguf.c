@@ -8,6 +8,8 @@
 #define FL_GGUF_KEY_MAX 65535u        /* the format's own limit */
 #define FL_GGUF_NAME_MAX 64u          /* the format's own limit */
 #define FL_GGUF_DIMS 4u               /* the format's own limit */
+#define FL_GGUF_SPLITS_MAX 1024u
+#define FL_GGUF_SPLIT_END 20u         /* bytes of "-00001-of-00002.gguf" */
 #define FL_GGUF_ENTRY_MIN 14u         /* bytes: a key of one, a value of one */
 #define FL_GGUF_TENSOR_MIN 25u        /* bytes: a name of one, no sizes */
 
@@ -84,8 +86,9 @@ typedef struct fl_gguf_reader {
 static folollm_status fl_gguf_more(fl_gguf_reader *r, uint64_t end, const char *what) {
     fl_gguf *g = r->g;
     if (end > FL_GGUF_HEADER_MAX) {
-        return fl_fail(r->error, FOLOLLM_E_UNSUPPORTED, "%s: %s at offset %u ends after %u bytes; headers up to %u are read",
-                       g->file.path, what, (uint64_t)r->at, end, (uint64_t)FL_GGUF_HEADER_MAX);
+        return fl_fail(r->error, FOLOLLM_E_UNSUPPORTED,
+                       "%s: %s at offset %u ends after %u bytes; headers up to %u are read", g->file.path, what,
+                       (uint64_t)r->at, end, (uint64_t)FL_GGUF_HEADER_MAX);
     }
     size_t wanted = fl_max(fl_max((size_t)end, FL_GGUF_READ), g->header_read * 2);
     wanted = fl_min(wanted, FL_GGUF_HEADER_MAX);
@@ -143,8 +146,9 @@ static folollm_status fl_gguf_read_name(fl_gguf_reader *r, const char *what, siz
     size_t at = r->at;
     FL_TRY(fl_gguf_read_text(r, what, out));
     if (out->n == 0 || out->n > most || memchr(out->at, 0, out->n) != NULL) {
-        return fl_fail(r->error, FOLOLLM_E_FORMAT, "%s: %s at offset %u has %u bytes; it must have 1 to %u, none of them 0",
-                       r->g->file.path, what, (uint64_t)at, (uint64_t)out->n, (uint64_t)most);
+        return fl_fail(r->error, FOLOLLM_E_FORMAT,
+                       "%s: %s at offset %u has %u bytes; it must have 1 to %u, none of them 0", r->g->file.path, what,
+                       (uint64_t)at, (uint64_t)out->n, (uint64_t)most);
     }
     return FOLOLLM_OK;
 }
@@ -166,8 +170,9 @@ static folollm_status fl_gguf_read_type(fl_gguf_reader *r, fl_gguf_type *out) {
 static folollm_status fl_gguf_skip_plain(fl_gguf_reader *r, fl_gguf_type type, uint64_t n) {
     uint64_t bytes = fl_gguf_types[type].bytes;
     if (n > UINT64_MAX / bytes) {
-        return fl_fail(r->error, FOLOLLM_E_FORMAT, "%s: the array at offset %u announces %u elements: more than 64 bits",
-                       r->g->file.path, (uint64_t)r->at, n);
+        return fl_fail(r->error, FOLOLLM_E_FORMAT,
+                       "%s: the array at offset %u announces %u elements: more than 64 bits", r->g->file.path,
+                       (uint64_t)r->at, n);
     }
     FL_TRY(fl_gguf_need(r, n * bytes, "a value"));
     for (size_t i = 0; r->dry && type == FL_GGUF_BOOL && i < (size_t)n; i++) {
@@ -279,8 +284,9 @@ static folollm_status fl_gguf_read_dtype(fl_gguf_reader *r, fl_tensor *t) {
     memcpy(t->type_name, fl_gguf_dtypes[type].name, strlen(fl_gguf_dtypes[type].name) + 1);
     uint64_t row = t->n_dims > 0 ? t->shape[t->n_dims - 1] : 1;
     if (row % numbers != 0) {
-        return fl_fail(r->error, FOLOLLM_E_FORMAT, "%s: tensor %S of type %s has rows of %u; they must be whole blocks of %u",
-                       r->g->file.path, &t->name, t->type_name, row, numbers);
+        return fl_fail(r->error, FOLOLLM_E_FORMAT,
+                       "%s: tensor %S of type %s has rows of %u; they must be whole blocks of %u", r->g->file.path,
+                       &t->name, t->type_name, row, numbers);
     }
     for (uint32_t i = 0; i < t->n_dims; i++) {
         if (t->shape[i] != 0 && n > INT64_MAX / t->shape[i]) {
@@ -366,9 +372,11 @@ static folollm_status fl_gguf_place(fl_gguf_reader *r) {
     fl_gguf *g = r->g;
     const fl_gguf_value *v = fl_gguf_find(g, "general.alignment");
     uint64_t align = 32, size = g->file.size, at = r->at;
-    if (v != NULL && (v->type != FL_GGUF_U32 || !fl_gguf_to_u64(v, &align) || align == 0 || (align & (align - 1)) != 0)) {
-        return fl_fail(r->error, FOLOLLM_E_FORMAT, "%s: \"general.alignment\" must be a u32 and a power of two; it is %s %u",
-                       g->file.path, fl_gguf_types[v->type].name, align);
+    bool ok = v == NULL || (v->type == FL_GGUF_U32 && fl_gguf_to_u64(v, &align));
+    if (!ok || align == 0 || (align & (align - 1)) != 0) {
+        return fl_fail(r->error, FOLOLLM_E_FORMAT,
+                       "%s: \"general.alignment\" must be a power of two as u32; found %s, %u", g->file.path,
+                       fl_gguf_types[v->type].name, align);
     }
     uint64_t data = (at + align - 1) & ~(align - 1), end = 0; /* at < 2^32, align <= 2^31 */
     for (size_t i = 0; i < g->n_tensors; i++) {
@@ -381,7 +389,7 @@ static folollm_status fl_gguf_place(fl_gguf_reader *r) {
         }
         if (data > size || !fl_within(end, t->n_bytes, size - data)) {
             return fl_fail(r->error, FOLOLLM_E_FORMAT,
-                           "%s: tensor %S takes %u bytes from offset %u on, but the file ends after %u: is it truncated?",
+                           "%s: tensor %S has %u bytes from offset %u on, but the file ends after %u: is it truncated?",
                            g->file.path, &t->name, t->n_bytes, data + end, size);
         }
         t->offset = data + end;
@@ -452,74 +460,132 @@ FL_LOCAL folollm_status fl_gguf_is_at(fl_memory *m, const char *path, bool *is, 
 
 /* ---- The tensors -- */
 
-static folollm_status fl_gguf_is_whole(const fl_gguf *g, folollm_error *error) {
-    uint32_t n_files;
-    FL_TRY(fl_gguf_u32(g, "split.count", 1, &n_files, error));
-    if (n_files > 1) {
-        return fl_fail(error, FOLOLLM_E_UNSUPPORTED, "%s is one of %u files of a split model; only whole ones are read",
-                       g->file.path, (uint64_t)n_files);
-    }
-    if (g->n_tensors == 0) {
-        return fl_fail(error, FOLOLLM_E_FORMAT, "%s holds no tensors", g->file.path);
-    }
-    return FOLOLLM_OK;
-}
-
-/* The file, the table and a block of the names alone, so that the header need not stay. */
-static folollm_status fl_gguf_copy(const fl_gguf *g, fl_tensors *t, folollm_error *error) {
-    size_t n_names = 0, bytes = g->n_tensors * sizeof *t->tensors; /* as g holds already */
+/* The file of one GGUF, its tensors, and a block of their names alone, so that its header need not stay. */
+static folollm_status fl_gguf_append(const fl_gguf *g, fl_tensors *t, folollm_error *error) {
+    size_t n_names = 0, n_files = t->n_files + 1, n_tensors = t->n_tensors + g->n_tensors; /* all in memory already */
+    void *files = t->files, *headers = t->headers, *tensors = t->tensors;
     for (size_t i = 0; i < g->n_tensors; i++) {
         n_names += g->tensors[i].name.n;
     }
-    t->files = fl_alloc(t->memory, sizeof *t->files);
-    t->files_capacity = t->files != NULL;
-    t->headers = fl_alloc(t->memory, sizeof *t->headers);
-    t->headers_capacity = t->headers != NULL;
-    t->tensors = fl_alloc_raw(t->memory, bytes);
-    t->capacity = t->tensors != NULL ? g->n_tensors : 0;
-    char *names = fl_alloc_raw(t->memory, n_names);
-    if (t->files == NULL || t->headers == NULL || t->tensors == NULL || names == NULL) {
-        fl_free(t->memory, names, n_names);
-        return fl_no_memory(error, "the tensor directory", bytes + n_names);
+    bool ok = fl_grow(t->memory, &files, &t->files_capacity, n_files, sizeof *t->files);
+    t->files = files;
+    ok = ok && fl_grow(t->memory, &headers, &t->headers_capacity, n_files, sizeof *t->headers);
+    t->headers = headers;
+    ok = ok && fl_grow(t->memory, &tensors, &t->capacity, n_tensors, sizeof *t->tensors);
+    t->tensors = tensors;
+    char *names = ok ? fl_alloc_raw(t->memory, n_names) : NULL;
+    if (!ok || (names == NULL && n_names > 0)) {
+        return fl_no_memory(error, "the tensor directory", n_tensors * sizeof *t->tensors);
     }
-    t->headers[0].at = names;
-    t->headers[0].n = n_names;
-    t->n_files = 1;
-    t->n_tensors = g->n_tensors;
-    memcpy(t->tensors, g->tensors, bytes);
-    for (size_t i = 0; i < t->n_tensors; i++) {
-        memcpy(names, g->tensors[i].name.at, g->tensors[i].name.n);
-        t->tensors[i].name.at = names;
-        names += g->tensors[i].name.n;
+    fl_file *file = &t->files[t->n_files];
+    memset(file, 0, sizeof *file);
+    t->headers[t->n_files].at = names;
+    t->headers[t->n_files].n = n_names;
+    for (size_t i = 0; i < g->n_tensors; i++) {
+        fl_tensor *tensor = &t->tensors[t->n_tensors++];
+        *tensor = g->tensors[i];
+        tensor->file = (uint32_t)t->n_files;
+        memcpy(names, tensor->name.at, tensor->name.n);
+        tensor->name.at = names;
+        names += tensor->name.n;
     }
-    FL_TRY(fl_file_open(t->memory, &t->files[0], g->file.path, "", NULL, error));
-    if (t->files[0].size != g->file.size) {
+    t->n_files++;
+    FL_TRY(fl_file_open(t->memory, file, g->file.path, "", NULL, error));
+    if (file->size != g->file.size) {
         return fl_fail(error, FOLOLLM_E_IO, "%s changed while it was read", g->file.path);
     }
     return FOLOLLM_OK;
 }
 
+/* What a file says about the split that it belongs to. n_files 1: none. */
+typedef struct fl_gguf_split {
+    uint32_t number, n_files;
+    uint64_t n_tensors; /* of all files; 0: not said */
+} fl_gguf_split;
+
+static folollm_status fl_gguf_read_split(const fl_gguf *g, fl_gguf_split *s, folollm_error *error) {
+    FL_TRY(fl_gguf_u32(g, "split.no", 0, &s->number, error));
+    FL_TRY(fl_gguf_u32(g, "split.count", 1, &s->n_files, error));
+    FL_TRY(fl_gguf_u64(g, "split.tensors.count", 0, &s->n_tensors, error));
+    s->n_files = s->n_files == 0 ? 1 : s->n_files;
+    return FOLOLLM_OK;
+}
+
+/* The end of a split file's name, without a NUL. Names count from 1, metadata from 0. */
+static void fl_gguf_split_end(uint32_t number, uint32_t n_files, char *out) {
+    memcpy(out, "-00000-of-00000.gguf", FL_GGUF_SPLIT_END);
+    number++;
+    for (size_t i = 5; i > 0; i--, number /= 10, n_files /= 10) {
+        out[i] = (char)('0' + number % 10);
+        out[i + 9] = (char)('0' + n_files % 10);
+    }
+}
+
+static folollm_status fl_gguf_add_split(fl_tensors *t, const char *path, uint32_t number, uint32_t n_files,
+                                        folollm_error *error) {
+    fl_gguf g;
+    fl_gguf_split own;
+    FL_TRY(fl_gguf_open(t->memory, &g, path, error));
+    folollm_status status = fl_gguf_read_split(&g, &own, error);
+    if (status == FOLOLLM_OK && (own.number != number || own.n_files != n_files)) {
+        status = fl_fail(error, FOLOLLM_E_FORMAT, "%s says that it is file %u of %u; file %u of %u was expected", path,
+                         (uint64_t)own.number + 1, (uint64_t)own.n_files, (uint64_t)number + 1, (uint64_t)n_files);
+    }
+    if (status == FOLOLLM_OK) {
+        status = fl_gguf_append(&g, t, error);
+    }
+    fl_gguf_close(&g);
+    return status;
+}
+/* The other files of a split, beside the first. */
+static folollm_status fl_gguf_add_splits(const fl_gguf *g, const fl_gguf_split *split, fl_tensors *t,
+                                         folollm_error *error) {
+    char end[FL_GGUF_SPLIT_END];
+    size_t n = strlen(g->file.path);
+    fl_gguf_split_end(0, split->n_files, end);
+    if (split->number != 0 || split->n_files > FL_GGUF_SPLITS_MAX || n < FL_GGUF_SPLIT_END ||
+        memcmp(g->file.path + n - FL_GGUF_SPLIT_END, end, FL_GGUF_SPLIT_END) != 0) {
+        fl_str expected = {end, FL_GGUF_SPLIT_END};
+        return fl_fail(error, FOLOLLM_E_FORMAT,
+                       "%s is file %u of %u of a split model; the first is opened, and its name ends in %S",
+                       g->file.path, (uint64_t)split->number + 1, (uint64_t)split->n_files, &expected);
+    }
+    char *path = fl_alloc(t->memory, n + 1);
+    if (path == NULL) {
+        return fl_no_memory(error, "a path", n + 1);
+    }
+    memcpy(path, g->file.path, n);
+    folollm_status status = FOLOLLM_OK;
+    for (uint32_t i = 1; i < split->n_files && status == FOLOLLM_OK; i++) {
+        fl_gguf_split_end(i, split->n_files, path + n - FL_GGUF_SPLIT_END);
+        status = fl_gguf_add_split(t, path, i, split->n_files, error);
+    }
+    fl_free(t->memory, path, n + 1);
+    return status;
+}
+
+static folollm_status fl_gguf_add_all(const fl_gguf *g, fl_tensors *t, folollm_error *error) {
+    fl_gguf_split split;
+    FL_TRY(fl_gguf_read_split(g, &split, error));
+    FL_TRY(fl_gguf_append(g, t, error));
+    if (split.n_files > 1) {
+        FL_TRY(fl_gguf_add_splits(g, &split, t, error));
+    }
+    if (split.n_tensors != 0 && split.n_tensors != t->n_tensors) {
+        return fl_fail(error, FOLOLLM_E_FORMAT, "%s: \"split.tensors.count\" is %u, but its files have %u tensors",
+                       g->file.path, split.n_tensors, (uint64_t)t->n_tensors);
+    }
+    return fl_tensors_index(t, error);
+}
+
 FL_LOCAL folollm_status fl_gguf_tensors(const fl_gguf *g, fl_tensors *t, folollm_error *error) {
     memset(t, 0, sizeof *t);
-    FL_TRY(fl_gguf_is_whole(g, error));
     t->memory = g->memory;
-    folollm_status status = fl_gguf_copy(g, t, error);
-    if (status == FOLOLLM_OK) {
-        status = fl_tensors_index(t, error);
-    }
+    folollm_status status = fl_gguf_add_all(g, t, error);
     if (status != FOLOLLM_OK) {
         fl_tensors_close(t);
     }
     return status;
-}
-
-FL_LOCAL const fl_tensor *fl_gguf_tensor(const fl_gguf *g, const char *name) {
-    for (size_t i = 0; i < g->n_tensors; i++) {
-        if (fl_str_is(g->tensors[i].name, name)) {
-            return &g->tensors[i];
-        }
-    }
-    return NULL;
 }
 
 /* ---- What values are -- */
@@ -533,7 +599,8 @@ FL_LOCAL bool fl_gguf_to_i64(const fl_gguf_value *v, int64_t *out) {
     for (size_t i = 0; i < bytes; i++) {
         bits |= (uint64_t)v->at[i] << (8 * i);
     }
-    bool is_signed = v->type == FL_GGUF_I8 || v->type == FL_GGUF_I16 || v->type == FL_GGUF_I32 || v->type == FL_GGUF_I64;
+    bool is_signed = v->type == FL_GGUF_I8 || v->type == FL_GGUF_I16 || v->type == FL_GGUF_I32 ||
+                     v->type == FL_GGUF_I64;
     bool high = (bits >> (8 * bytes - 1) & 1) != 0;
     if (high && v->type == FL_GGUF_U64) {
         return false;

@@ -50,26 +50,24 @@ typedef struct fl_gguf {
     uint8_t *header; /* the file up to its data, and perhaps some of that */
     size_t header_capacity, header_read;
     fl_gguf_entry *entries; /* (n_entries) in the order of the file */
-    fl_tensor *tensors;     /* (n_tensors) in the order of the file; shapes as PyTorch has them, the contiguous size last */
+    fl_tensor *tensors;     /* (n_tensors) in the order of the file; shapes as PyTorch has them, reversed */
     size_t n_entries, n_tensors;
     fl_arena arena; /* of entries, tensors and by_key */
     fl_name_map by_key;
 } fl_gguf;
 
-/* Is path that of a GGUF file? Its name ends in .gguf or, where files are not the host's, whose hooks need not know of
- * directories, its first bytes say so. Fails for want of memory only. */
+/* Is path that of a GGUF file? Its name ends in .gguf or, where files are not the host's, whose hooks need not know
+ * of directories, its first bytes say so. Fails for want of memory only. */
 FL_LOCAL folollm_status fl_gguf_is_at(fl_memory *m, const char *path, bool *is, folollm_error *error);
 
-/* Open a file and read everything but its tensors' data, which is checked to be there. On failure nothing stays open. */
+/* Open a file and read all but its tensors' data, which is checked to be there. On failure nothing stays open. */
 FL_LOCAL folollm_status fl_gguf_open(fl_memory *m, fl_gguf *g, const char *path, folollm_error *error);
 FL_LOCAL void fl_gguf_close(fl_gguf *g);
 
-/* Its tensors as a directory like that of a safetensors checkpoint, with a file of its own: g may be closed before it. On
- * failure nothing stays open. */
+/* Its tensors as a directory like that of a safetensors checkpoint, with files of its own: g may be closed before it.
+ * If g is the first file of a split model, NAME-00001-of-00002.gguf, the others are read too. On failure nothing stays
+ * open. */
 FL_LOCAL folollm_status fl_gguf_tensors(const fl_gguf *g, fl_tensors *t, folollm_error *error);
-
-/* The tensor of this name; NULL: there is none. */
-FL_LOCAL const fl_tensor *fl_gguf_tensor(const fl_gguf *g, const char *name);
 
 /* ---- Entries. Keys are unique. -- */
 
@@ -77,8 +75,8 @@ FL_LOCAL const fl_tensor *fl_gguf_tensor(const fl_gguf *g, const char *name);
 FL_LOCAL const fl_gguf_value *fl_gguf_find(const fl_gguf *g, const char *key);
 
 /* Values under a key, or `missing` when the key is not there (a string: text at NULL; an array: no elements, of U8).
- * Integers may be of any width; a double, also of any integer type. A value of another type, or an integer that does not
- * fit, is FOLOLLM_E_FORMAT. */
+ * Integers may be of any width; a double, also of any integer type. A value of another type, or an integer that does
+ * not fit, is FOLOLLM_E_FORMAT. */
 FL_LOCAL folollm_status fl_gguf_u32(const fl_gguf *g, const char *key, uint32_t missing, uint32_t *out,
                                     folollm_error *error);
 FL_LOCAL folollm_status fl_gguf_u64(const fl_gguf *g, const char *key, uint64_t missing, uint64_t *out,

@@ -21,6 +21,7 @@ typedef struct fl_tensor {
     uint64_t shape[FL_TENSOR_DIMS];
     uint64_t offset, n_bytes; /* in its file */
     uint32_t file;
+    bool bound; /* has been given a role */
 } fl_tensor;
 
 typedef struct fl_tensors {

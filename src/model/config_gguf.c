@@ -11,6 +11,7 @@ static const struct {
 
 typedef struct fl_gguf_config {
     const fl_gguf *g;
+    const fl_tensors *t;
     fl_config *c;
     folollm_error *error;
     char key[96]; /* of the last value asked for */
@@ -111,25 +112,30 @@ static folollm_status fl_gguf_shapes(fl_gguf_config *r) {
     double epsilon;
     FL_TRY(fl_gguf_double(r->g, fl_gguf_key(r, "attention.layer_norm_rms_epsilon"), 1e-6, &epsilon, r->error));
     if (!(epsilon >= 0 && epsilon <= 1)) {
-        return fl_fail(r->error, FOLOLLM_E_FORMAT, "%s: \"%s\" is %g; expected 0 to 1", r->g->file.path, r->key, epsilon);
+        return fl_fail(r->error, FOLOLLM_E_FORMAT, "%s: \"%s\" is %g; expected 0 to 1", r->g->file.path, r->key,
+                       epsilon);
     }
     c->norm_epsilon = (float)epsilon;
     return FOLOLLM_OK;
 }
 
+static const fl_tensor *fl_gguf_tensor(const fl_gguf_config *r, const char *name) {
+    return fl_tensors_find(r->t, fl_str_of(name));
+}
+
 /* What no key says. */
 static folollm_status fl_gguf_presence(fl_gguf_config *r) {
     fl_config *c = r->c;
-    const fl_tensor *embedding = fl_gguf_tensor(r->g, "token_embd.weight");
+    const fl_tensor *embedding = fl_gguf_tensor(r, "token_embd.weight");
     if (embedding == NULL || embedding->n_dims != 2 || embedding->shape[0] == 0 || embedding->shape[0] > 1u << 24) {
         return fl_fail(r->error, FOLOLLM_E_FORMAT, "%s: tensor \"token_embd.weight\" with 1 to %u rows is missing",
                        r->g->file.path, (uint64_t)1 << 24);
     }
     c->vocab = (uint32_t)embedding->shape[0];
-    c->tied = fl_gguf_tensor(r->g, "output.weight") == NULL;
-    c->qkv_bias = fl_gguf_tensor(r->g, "blk.0.attn_q.bias") != NULL;
-    c->o_bias = fl_gguf_tensor(r->g, "blk.0.attn_output.bias") != NULL;
-    c->mlp_bias = fl_gguf_tensor(r->g, "blk.0.ffn_gate.bias") != NULL;
+    c->tied = fl_gguf_tensor(r, "output.weight") == NULL;
+    c->qkv_bias = fl_gguf_tensor(r, "blk.0.attn_q.bias") != NULL;
+    c->o_bias = fl_gguf_tensor(r, "blk.0.attn_output.bias") != NULL;
+    c->mlp_bias = fl_gguf_tensor(r, "blk.0.ffn_gate.bias") != NULL;
     return FOLOLLM_OK;
 }
 
@@ -170,7 +176,7 @@ static folollm_status fl_gguf_rope_kind(fl_gguf_config *r) {
         return fl_fail(r->error, FOLOLLM_E_UNSUPPORTED, "%s: \"%s\" is %S; known are none, linear and yarn",
                        r->g->file.path, r->key, &name);
     }
-    if (fl_gguf_tensor(r->g, "rope_freqs.weight") != NULL) {
+    if (fl_gguf_tensor(r, "rope_freqs.weight") != NULL) {
         if (rope->kind != FL_ROPE_DEFAULT) {
             return fl_gguf_refuse(r, "beside the tensor rope_freqs.weight, scaling is not computed here");
         }
@@ -205,8 +211,9 @@ static folollm_status fl_gguf_rope(fl_gguf_config *r) {
                           r->error);
 }
 
-FL_LOCAL folollm_status fl_config_of_gguf(fl_config *c, const fl_gguf *g, folollm_error *error) {
-    fl_gguf_config r = {.g = g, .c = c, .error = error};
+FL_LOCAL folollm_status fl_config_of_gguf(fl_config *c, const fl_gguf *g, const fl_tensors *t,
+                                          folollm_error *error) {
+    fl_gguf_config r = {.g = g, .t = t, .c = c, .error = error};
     memset(c, 0, sizeof *c);
     FL_TRY(fl_gguf_architecture(&r));
     FL_TRY(fl_gguf_foreign(&r));

@@ -7,6 +7,7 @@
 
 /* Architectures llama (mistral is written so too), qwen2 and qwen3. FOLOLLM_E_UNSUPPORTED names what is not computed
  * here. */
-FL_LOCAL folollm_status fl_config_of_gguf(fl_config *c, const fl_gguf *g, folollm_error *error);
+FL_LOCAL folollm_status fl_config_of_gguf(fl_config *c, const fl_gguf *g, const fl_tensors *t,
+                                          folollm_error *error);
 
 #endif

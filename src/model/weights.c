@@ -107,6 +107,7 @@ static folollm_status fl_bind_done(fl_binder *b, const fl_tensor *t) {
     const folollm_host *host = &b->memory->host;
     fl_weights *w = b->w;
     size_t per_block = fl_is_packed(t->type) ? fl_block_numbers(t->type) : 1;
+    w->tensors.tensors[t - w->tensors.tensors].bound = true;
     w->done_bytes += t->n_bytes;
     if (w->arena.base == NULL) {
         w->n_params += t->n_bytes / fl_row_bytes(t->type, per_block) * per_block;
@@ -278,17 +279,39 @@ static folollm_status fl_bind_all(fl_memory *m, fl_weights *w, fl_converter *con
     return fl_bind_part(&b, &w->head, FL_ROLE_HEAD, FL_ROLE_NONE, c->vocab, c->dim);
 }
 
+/* The metadata of GGUF does not tell every variant of an architecture: what has further tensors is another one. */
+static folollm_status fl_weights_are_all(const fl_weights *w, folollm_error *error) {
+    for (size_t i = 0; i < w->tensors.n_tensors && w->is_gguf; i++) {
+        const fl_tensor *t = &w->tensors.tensors[i];
+        if (!t->bound) {
+            return fl_fail(error, FOLOLLM_E_UNSUPPORTED, "%s: tensor %S is none that %s models have here",
+                           w->tensors.files[t->file].path, &t->name, w->config.architecture);
+        }
+    }
+    return FOLOLLM_OK;
+}
+
 FL_LOCAL folollm_status fl_weights_open(fl_memory *m, fl_weights *w, const char *directory, const fl_gguf *gguf,
                                         bool copy, folollm_weights asked, folollm_error *error) {
     memset(w, 0, sizeof *w);
     w->asked = asked;
     w->is_gguf = gguf != NULL;
-    FL_TRY(w->is_gguf ? fl_config_of_gguf(&w->config, gguf, error) : fl_config_read(m, &w->config, directory, error));
-    FL_TRY(w->is_gguf ? fl_gguf_tensors(gguf, &w->tensors, error) : fl_tensors_open(m, &w->tensors, directory, error));
+    if (w->is_gguf) {
+        FL_TRY(fl_gguf_tensors(gguf, &w->tensors, error));
+    } else {
+        FL_TRY(fl_config_read(m, &w->config, directory, error));
+        FL_TRY(fl_tensors_open(m, &w->tensors, directory, error));
+    }
     for (size_t i = 0; i < w->tensors.n_files && !copy && asked == FOLOLLM_WEIGHTS_AS_STORED; i++) {
         fl_file_map(&w->tensors.files[i]);
     }
-    folollm_status status = fl_bind_all(m, w, NULL, error);
+    folollm_status status = w->is_gguf ? fl_config_of_gguf(&w->config, gguf, &w->tensors, error) : FOLOLLM_OK;
+    if (status == FOLOLLM_OK) {
+        status = fl_bind_all(m, w, NULL, error);
+    }
+    if (status == FOLOLLM_OK) {
+        status = fl_weights_are_all(w, error);
+    }
     if (status != FOLOLLM_OK) {
         fl_weights_close(m, w);
     }

@@ -1,6 +1,6 @@
 /* The weights of a model, bound to the roles that the forward pass knows. Matrices stay where the file has them when
- * that is mapped and aligned, unless they are to be of another type or come in blocks, which are packed; norms and biases
- * become float. Immutable after load. */
+ * that is mapped and aligned, unless they are to be of another type or come in blocks, which are packed; norms and
+ * biases become float. Immutable after load. */
 #ifndef FL_WEIGHTS_H
 #define FL_WEIGHTS_H
 
@@ -32,8 +32,8 @@ typedef struct fl_weights {
     bool converts;              /* is one of them packed, or of another type in its file? */
 } fl_weights;
 
-/* Read the headers of a directory, or of the file that gguf has read if that is not NULL; check every tensor against the
- * config, and count: w->arena holds what fl_weights_load will take. On failure nothing stays open. */
+/* Read the headers of a directory, or of the file that gguf has read if that is not NULL; check every tensor against
+ * the config, and count: w->arena holds what fl_weights_load will take. On failure nothing stays open. */
 FL_LOCAL folollm_status fl_weights_open(fl_memory *m, fl_weights *w, const char *directory, const fl_gguf *gguf,
                                         bool copy, folollm_weights asked, folollm_error *error);
 

@@ -20,8 +20,8 @@ and code points beside what merges with them); folollm takes tokenizers' side ev
     qwen2, qwen35     llama.cpp does not normalise to NFC
     gpt-4o, tekken    it tells upper from lower case in ASCII only, and letters from marks otherwise
     all but llama     code points that became letters or numbers after Unicode 14 or so are classed by another version
-    any               an ordinary token that is spelled like one that ends a text ("</s>" in Qwen's vocabulary) is made a
-                      control token by llama.cpp
+Where llama.cpp gives other ids than tokenizers, found with 14333 texts for each (the snippets, random texts of them, and
+code points beside what merges with them); folollm takes tokenizers' side everywhere:
     llama             none otherwise, on two models here and on two that sentencepiece trained on 1.5 MB
 """
 import json
