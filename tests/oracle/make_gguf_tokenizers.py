@@ -3,8 +3,8 @@
 
     venv/bin/python make_gguf_tokenizers.py
 
-Needs gguf, tokenizers, transformers and llama_cpp_python (0.3.36, whose llama.cpp is build b9672 or later). The same
-versions write the same bytes. Files, all read by tests/test_gguf_text.c:
+Needs gguf, tokenizers, transformers and llama_cpp_python (0.3.36 with the llama.cpp that it vendors). The same versions
+write the same bytes. Files, all read by tests/test_gguf_text.c:
 
     gpt2.gguf, llama3.gguf    the tokenizers of tests/vectors/tokenizers with these names
     llama2.gguf, gemma.gguf   their pieces with scores instead of merges, as SentencePiece has them
@@ -14,15 +14,15 @@ versions write the same bytes. Files, all read by tests/test_gguf_text.c:
 
 Tokenizers that differ from gpt2.gguf in "tokenizer.ggml.pre" only are not written: the test makes them of that file.
 
-Where llama.cpp gives other ids than tokenizers, found with 14333 texts for each (the snippets and random texts of them,
+Where llama.cpp gives other ids than tokenizers, found with 14333 texts for each (the snippets, random texts of them,
 and code points beside what merges with them); folollm takes tokenizers' side everywhere:
 
     qwen2, qwen35     llama.cpp does not normalise to NFC
     gpt-4o, tekken    it tells upper from lower case in ASCII only, and letters from marks otherwise
-    all but llama     code points that became letters or numbers after Unicode 14 or so are classed by another version
-Where llama.cpp gives other ids than tokenizers, found with 14333 texts for each (the snippets, random texts of them, and
-code points beside what merges with them); folollm takes tokenizers' side everywhere:
-    llama             none otherwise, on two models here and on two that sentencepiece trained on 1.5 MB
+    all but llama     its tables of letters and numbers are of an older Unicode (U+1C89, U+13460)
+    any               an ordinary token that is spelled like one that ends a text ("</s>" in Qwen's vocabulary) is made
+                      a control token
+    llama             none otherwise, on the two models here and on two that sentencepiece trained on 1.5 MB
 """
 import json
 import pathlib
