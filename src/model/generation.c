@@ -100,7 +100,7 @@ FL_LOCAL folollm_status fl_generation_of_gguf(fl_generation *generation, const f
                                         "<|eom_id|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>"};
     memset(generation, 0, sizeof *generation);
     for (size_t i = 0; i < FL_COUNT(keys); i++) {
-        uint32_t number;
+        uint32_t number = UINT32_MAX;
         FL_TRY(fl_gguf_u32(g, keys[i], UINT32_MAX, &number, error));
         folollm_token id = number <= INT32_MAX ? (folollm_token)number : -1;
         if (t != NULL && fl_gguf_find(g, keys[i]) != NULL && !fl_tokenizer_has_id(t, id)) {

@@ -437,7 +437,7 @@ static void fl_ggtok_fill_added(fl_ggtok *l) {
 
 /* The token under a key; -1: none. */
 static folollm_status fl_ggtok_id(const fl_ggtok *l, const char *key, folollm_token *id) {
-    uint32_t number;
+    uint32_t number = UINT32_MAX;
     *id = -1;
     FL_TRY(fl_gguf_u32(l->g, key, 0, &number, l->b.error));
     if (fl_gguf_find(l->g, key) == NULL) {
