@@ -22,9 +22,12 @@ FLOORS = [
     ("formats", "json.h json.c dtype.h dtype.c blocks.h blocks.c safetensors.h safetensors.c gguf.h gguf.c"),
     ("text", "unicode.h unicode.c pretokenize.h pretokenize.c vocab.h vocab.c bpe.h bpe.c added.h added.c normalize.h "
              "normalize.c tokenizer.h tokenizer_impl.h tokenizer_build.h tokenizer_build.c tokenizer_parts.c "
-             "tokenizer_load.c tokenizer.c detokenize.c chat.h chat_template.c chat.c tokenizer_gguf.h tokenizer_gguf.c"),
-    ("ops", "ops.h packed.h packed.c kernels.h vec_scalar.h vec_avx2.h vec_avx512.h packed.inc dots.inc kernels.inc kernels.c cpu.h cpu.c"),
-    ("model", "config.h config.c config_gguf.h config_gguf.c rope.h rope.c convert.h convert.c weights.h weights.c generation.h generation.c runner.h runner.c"),
+             "tokenizer_load.c tokenizer.c detokenize.c chat.h chat_template.c chat.c tokenizer_gguf.h "
+             "tokenizer_gguf.c"),
+    ("ops", "ops.h packed.h packed.c kernels.h vec_scalar.h vec_avx2.h vec_avx512.h vec_neon.h packed.inc dots.inc "
+            "kernels.inc kernels.c cpu.h cpu.c"),
+    ("model", "config.h config.c config_gguf.h config_gguf.c rope.h rope.c convert.h convert.c weights.h weights.c "
+              "generation.h generation.c runner.h runner.c"),
     ("engine", "pages.h pages.c sampler.h sampler.c stream.h stream.c worker.h worker.c sequences.h sequences.c "
                "executor.h executor.c scheduler.h scheduler.c driver.h driver.c snapshot.h snapshot.c"),
     ("api", "engine.h load.c api.c"),

@@ -54,6 +54,8 @@
 #define folollm_seq_tokens FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_seq_tokens)
 #define folollm_seq_save FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_seq_save)
 #define folollm_seq_restore FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_seq_restore)
+#define folollm_seq_save_to FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_seq_save_to)
+#define folollm_seq_restore_from FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_seq_restore_from)
 #define folollm_seq_close FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_seq_close)
 #define folollm_prefill FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_prefill)
 #define folollm_decode_step FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_decode_step)
@@ -84,7 +86,7 @@ typedef enum folollm_status {
     FOLOLLM_OK = 0,
     FOLOLLM_E_ARGUMENT = -1,    /* the call contradicts this header */
     FOLOLLM_E_MEMORY = -2,      /* the host's allocator refused */
-    FOLOLLM_E_IO = -3,          /* a file could not be opened, sized, read or mapped */
+    FOLOLLM_E_IO = -3,          /* a file could not be opened, sized, read or mapped; or a stream of the host failed */
     FOLOLLM_E_FORMAT = -4,      /* a file is damaged or contradicts itself */
     FOLOLLM_E_UNSUPPORTED = -5, /* well-formed, but nothing here computes it */
     FOLOLLM_E_SEQUENCE = -6,    /* a closed, stale or never opened sequence */
@@ -116,8 +118,9 @@ typedef struct folollm_host {
      * Default: a pool of n_threads - 1 threads of our own. */
     void (*parallel_for)(void *user, size_t n, void (*task)(void *context, size_t i), void *context);
     /* Files. If file_open is set, all of file_open, file_size, file_read and file_close must be, and no path
-     * reaches the operating system: names are the path given to load, '/' and a file name; or that of a GGUF file. file_open returns a
-     * handle, or NULL, which counts as: there is no such file. file_read fills all n_bytes from offset and returns 0, or returns non-zero. */
+     * reaches the operating system: names are the path given to load, '/' and a file name, or that of a GGUF file.
+     * file_open returns a handle, or NULL, which counts as: there is no such file. file_read fills all n_bytes from
+     * offset and returns 0, or returns non-zero. */
     void *(*file_open)(void *user, const char *path);
     uint64_t (*file_size)(void *user, void *file);
     int (*file_read)(void *user, void *file, uint64_t offset, void *out, size_t n_bytes);
@@ -132,6 +135,15 @@ typedef struct folollm_host {
     /* Microseconds of a clock that never goes back. Read only by folollm_submit and folollm_step, for budgets in time,
      * deadlines and metrics. Default: none; the first two are then refused, and metrics hold no times. */
     uint64_t (*clock)(void *user);
+    /* One line of plain text about each step that folollm_step plans: what was there, then what was chosen, in order.
+     *     step 9: up to 24 rows, 2 of 16 run, 2 wait, 1 pages free, 0 of them cached; 5/0 writes at 57;
+     *     6/1 preempted at 40 for 5/0; 7/0 waits: 6 pages wanted, 3 free, 0 promised
+     * An answer is called by its tag and number. It `writes` (the row of its last token, at that position) or `reads`
+     * (from a position, so many of those it knows and lacks); is `admitted` with what the prefix cache had, or what it
+     * holds already; is `preempted`; `waits`, or `stays` though it runs, because pages are missing. The same
+     * submissions, cancels and calls with budgets in tokens give the same text, by the same version. Valid during the
+     * call. Default: none, and nothing is written or allocated for it. */
+    void (*log_step)(void *user, const char *text);
 } folollm_host;
 
 typedef enum folollm_kv_type {
@@ -162,7 +174,8 @@ typedef enum folollm_isa { /* which kernels compute; all of them give the same b
     FOLOLLM_ISA_BEST = 0,  /* default: the widest that this processor has */
     FOLOLLM_ISA_SCALAR = 1,
     FOLOLLM_ISA_AVX2 = 2,
-    FOLOLLM_ISA_AVX512 = 3
+    FOLOLLM_ISA_AVX512 = 3,
+    FOLOLLM_ISA_NEON = 4
 } folollm_isa;
 
 typedef struct folollm_options {
@@ -206,7 +219,7 @@ typedef struct folollm_info {
     char architecture[32]; /* model_type of config.json, general.architecture of GGUF (mistral is llama there) */
     char weights[8];       /* "bf16", "f16", "f32", "q8", "q8_row", "q4", "q4_k", "q5_k", "q6_k", as options.weights
                               or as stored; "mixed" if stored so */
-    char kernels[8];       /* "scalar", "avx2", "avx512" */
+    char kernels[8];       /* "scalar", "avx2", "avx512", "neon" */
     char chat_format[16];  /* "chatml", "llama3", "mistral", or "" when the template is none of these */
     uint64_t n_params;     /* numbers in the checkpoint's bound tensors; a tied head counts once */
     uint32_t n_layers, dim, n_heads, n_kv_heads, head_dim, ffn_dim;
@@ -382,7 +395,8 @@ FOLOLLM_API folollm_status folollm_seq_tokens(folollm *engine, folollm_seq seq, 
 
 /* Write all that the sequence is to a buffer: tokens, keys and values, sampling, logits. buffer: room for *n_bytes, or
  * NULL with 0 to ask for the length; *n_bytes becomes the length; FOLOLLM_E_BUFFER if the room was too small. The
- * bytes are the same for the same sequence, and fit every engine of the same model, KV type and version. */
+ * bytes are the same for the same sequence, and fit every engine of the same model, KV type and version. Saving and
+ * restoring allocate nothing. */
 FOLOLLM_API folollm_status folollm_seq_save(folollm *engine, folollm_seq seq, void *buffer, size_t *n_bytes,
                                             folollm_error *error);
 
@@ -392,6 +406,21 @@ FOLOLLM_API folollm_status folollm_seq_save(folollm *engine, folollm_seq seq, vo
  * in it find accidents; they do not stop someone who forges keys and values on purpose. */
 FOLOLLM_API folollm_status folollm_seq_restore(folollm *engine, const void *bytes, size_t n_bytes, folollm_seq *out,
                                                folollm_error *error);
+
+/* The same bytes, without holding them whole. write: called with `user` and the next n bytes, 1 to 8192, valid during
+ * the call; returns 0, or non-zero to give up: FOLOLLM_E_IO, and what was written is no snapshot. It must not call this
+ * engine. The length: ask folollm_seq_save. */
+FOLOLLM_API folollm_status folollm_seq_save_to(folollm *engine, folollm_seq seq,
+                                               int (*write)(void *user, const void *bytes, size_t n), void *user,
+                                               folollm_error *error);
+
+/* The reverse. read: fills the next n bytes, 1 to 8192, and returns 0, or returns non-zero: FOLOLLM_E_IO. It must not
+ * call this engine. Exactly the snapshot's bytes are asked for: what follows them is the host's. Other failures are
+ * those of folollm_seq_restore; where the stream then stands is unspecified. The sequence does not exist before its last
+ * byte was checked. Until then it fills free pages, and a failure leaves them free and all else as it was; only if it
+ * needs more than the pages of no use to anybody, cached prefixes are forgotten, the longest unused first. */
+FOLOLLM_API folollm_status folollm_seq_restore_from(folollm *engine, int (*read)(void *user, void *bytes, size_t n),
+                                                    void *user, folollm_seq *out, folollm_error *error);
 
 /* Free the sequence and its pages. */
 FOLOLLM_API folollm_status folollm_seq_close(folollm *engine, folollm_seq seq, folollm_error *error);
@@ -451,6 +480,10 @@ FOLOLLM_API folollm_status folollm_sample(folollm *engine, folollm_seq seq, folo
 
 /* ---- Many requests: continuous batching ---------------------------------------------------------- */
 
+enum {
+    FOLOLLM_TOP_MAX = 20
+};
+
 /* A prompt to be answered by folollm_step, beside all others. */
 typedef struct folollm_submission {
     size_t struct_size;          /* 0: of this header */
@@ -466,6 +499,7 @@ typedef struct folollm_submission {
     uint64_t cache_space; /* only prompts of the same space share cached pages: one per user hides what others asked */
     int no_prefix_cache;  /* 1: compute this prompt whole, and leave nothing of it to others */
     uint64_t tag;         /* handed back in every event */
+    uint32_t n_top;       /* so many of the most likely tokens with every event; 0: none. At most FOLOLLM_TOP_MAX */
 } folollm_submission;
 
 /* Queue a request and return at once. out: room for n_answers handles, one per answer; each is valid until the event
@@ -501,6 +535,9 @@ typedef struct folollm_event {
     const char *text;       /* what this adds to the answer, as sample gives it. Owned by the engine, valid until the
                                next step, submit, prefill or decode_step */
     size_t n_bytes;
+    const folollm_logprob *top; /* (n_top) the most likely tokens where `token` was chosen, by raw probability, as
+                                   sample gives them. Owned by the engine, valid as long as text */
+    size_t n_top;           /* submission.n_top; 0 where there is no token */
     folollm_metrics metrics;
 } folollm_event;
 

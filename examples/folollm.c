@@ -162,7 +162,7 @@ typedef struct settings {
     uint64_t seed;
     stop_list stops;
     counts batches, depths;
-    int print_ids, ignore_eos, no_think, plain, json;
+    int print_ids, ignore_eos, no_think, plain, json, log_steps;
 } settings;
 
 typedef enum kind {
@@ -202,6 +202,8 @@ static const option options[] = {
     {"--max-seqs", "N", BATCH, KIND_COUNT, AT(engine.max_running), 1, 4096, "most answers written at once (16)"},
     {"--pool", "N", BATCH, KIND_COUNT, AT(engine.pool_tokens), 1, MOST, "tokens of KV cache for all (context x these)"},
     {"--no-prefix-cache", NULL, BATCH, KIND_FLAG, AT(engine.no_prefix_cache), 0, 0, "compute every prompt whole"},
+    {"--log-steps", NULL, BATCH, KIND_FLAG, AT(log_steps), 0, 0,
+     "to stderr what each step chose; an answer is called by its line, as 12/0"},
     {"--system", "TEXT", CHAT, KIND_TEXT, AT(system), 0, 0, "the system message"},
     {"--no-think", NULL, CHAT, KIND_FLAG, AT(no_think), 0, 0, "answer at once, without a think block"},
     {"--temp", "X", SAMPLING, KIND_REAL, AT(temperature), 0, 100, "temperature; 0: greedy (the checkpoint's)"},
@@ -232,7 +234,7 @@ static const option options[] = {
      "convert while loading: f32, f16, bf16, q8, q8_row, q4, q4_k, q5_k or q6_k (as stored)"},
     {"--float", NULL, ALL, KIND_FLAG, AT(engine.float_activations), 0, 0, "with q types: activations stay floats; slow"},
     {"--kv", "TYPE", ALL, KIND_KV, AT(engine.kv), 0, 0, "keys and values: f16, f32, bf16, q8 or q4 (f16)"},
-    {"--isa", "NAME", ALL, KIND_ISA, AT(engine.isa), 0, 0, "scalar, avx2 or avx512 (the best there is)"},
+    {"--isa", "NAME", ALL, KIND_ISA, AT(engine.isa), 0, 0, "scalar, avx2, avx512 or neon (the best there is)"},
     {"--context", "N", ALL, KIND_COUNT, AT(engine.context), 1, MOST, "most tokens of a sequence (4096 at most)"},
     {"--chunk", "N", ALL & ~LOGITS, KIND_COUNT, AT(engine.chunk), 1, MOST, "most rows in a forward pass (128)"},
     {"--copy-weights", NULL, ALL, KIND_FLAG, AT(engine.copy_weights), 0, 0, "read the weights, map nothing"},
@@ -401,10 +403,10 @@ static int parse_word(unsigned bit, const option *o, const char *text, const cha
     misuse(bit, "%s %s: %s", o->name, text, o->help);
 }
 
-static const char *const kv_names[] = {"f16", "f32", "bf16", "q8", "q4"};    /* by folollm_kv_type */
+static const char *const kv_names[] = {"f16", "f32", "bf16", "q8", "q4"}; /* by folollm_kv_type */
 static const char *const weights_names[] = {"stored", "f32",  "f16",  "bf16", "q8",
                                             "q8_row", "q4",   "q4_k", "q5_k", "q6_k"}; /* by folollm_weights */
-static const char *const isa_names[] = {"best", "scalar", "avx2", "avx512"}; /* by folollm_isa */
+static const char *const isa_names[] = {"best", "scalar", "avx2", "avx512", "neon"};   /* by folollm_isa */
 
 /* What is asked for rightly but is not there is an error like any other, and no bad usage. */
 static void parse_device(unsigned bit, const option *o, const char *text)
@@ -428,7 +430,7 @@ static void set_option(settings *s, const option *o, const char *text)
     case KIND_COUNTS: parse_counts(s->command, o, text, (counts *)(void *)field); break;
     case KIND_STOP: add_stop(s->command, text, (stop_list *)(void *)field); break;
     case KIND_KV: s->engine.kv = (folollm_kv_type)parse_word(s->command, o, text, kv_names, 5); break;
-    case KIND_ISA: s->engine.isa = (folollm_isa)parse_word(s->command, o, text, isa_names, 4); break;
+    case KIND_ISA: s->engine.isa = (folollm_isa)parse_word(s->command, o, text, isa_names, 5); break;
     case KIND_DEVICE: parse_device(s->command, o, text); break;
     case KIND_WEIGHTS:
         s->engine.weights =
@@ -471,12 +473,19 @@ static void show_log(void *user, const char *text)
     fprintf(stderr, "folollm: %s\n", text);
 }
 
+static void show_step(void *user, const char *text)
+{
+    (void)user;
+    fprintf(stderr, "%s\n", text);
+}
+
 static folollm *open_engine(settings *s)
 {
     static bar loading = {"loading", 0, 0}; /* static: the engine keeps the address */
     folollm_host host = {.user = &loading, .progress = show_loading, .log = show_log, .clock = microseconds};
     folollm *engine;
     folollm_error error;
+    host.log_step = s->log_steps ? show_step : NULL;
     s->engine.struct_size = sizeof s->engine;
     s->engine.host = &host;
     if (!(s->command & (BATCH | INFO))) { /* nothing is submitted: take no memory for it */
@@ -1002,13 +1011,14 @@ typedef struct request { /* one line of the input, where its texts lie */
     ids prompt_ids;
     stop_list stops;
     folollm_sampling sampling;
+    uint32_t n_top;
     int32_t priority;
     char problem[256];   /* what is wrong with the line, or "" */
 } request;
 
 typedef struct request_key {
     const char *name;
-    enum { KEY_ID, KEY_PROMPT, KEY_PROMPT_IDS, KEY_STOP, KEY_PRIORITY, KEY_SEED, KEY_COUNT, KEY_REAL } kind;
+    enum { KEY_ID, KEY_PROMPT, KEY_PROMPT_IDS, KEY_STOP, KEY_PRIORITY, KEY_SEED, KEY_TOP, KEY_COUNT, KEY_REAL } kind;
     size_t offset; /* of KEY_COUNT and KEY_REAL, in folollm_sampling */
     double high;
 } request_key;
@@ -1020,6 +1030,7 @@ static const request_key request_keys[] = {
     {"stop", KEY_STOP, 0, 0},
     {"priority", KEY_PRIORITY, 0, 0},
     {"seed", KEY_SEED, 0, 0},
+    {"top_logprobs", KEY_TOP, 0, 0},
     {"max_tokens", KEY_COUNT, offsetof(folollm_sampling, max_tokens), 0},
     {"top_k", KEY_COUNT, offsetof(folollm_sampling, top_k), 0},
     {"temperature", KEY_REAL, offsetof(folollm_sampling, temperature), 100},
@@ -1117,6 +1128,7 @@ static void read_value(json *j, request *r, const request_key *k)
     case KEY_STOP: read_stops(j, r); break;
     case KEY_PRIORITY: r->priority = (int32_t)(int64_t)read_whole(j, r, INT32_MAX, INT32_MAX); break;
     case KEY_SEED: r->sampling.seed = read_whole(j, r, 0, UINT64_MAX); break;
+    case KEY_TOP: r->n_top = (uint32_t)read_whole(j, r, 0, FOLOLLM_TOP_MAX); break;
     case KEY_COUNT: *(uint32_t *)(void *)field = (uint32_t)read_whole(j, r, 0, UINT32_MAX); break;
     case KEY_REAL: *(float *)(void *)field = read_real(j, r, k->high); break;
     }
@@ -1199,6 +1211,8 @@ typedef struct writing { /* an answer on its way */
     int id_is_string;
     bytes text;
     ids tokens;
+    uint32_t n_top;
+    folollm_logprob *top; /* (tokens.n, n_top) */
 } writing;
 
 typedef struct batch_run {
@@ -1207,7 +1221,7 @@ typedef struct batch_run {
     folollm_sampling defaults;
     char *at, *end;       /* what is left of the input */
     size_t line, n_failed;
-    writing *answers;     /* (n_places); an event's tag is a place here */
+    writing *answers;     /* (n_places) */
     size_t n_places, n_open;
     uint64_t n_tokens;    /* generated, of all that is finished */
 } batch_run;
@@ -1221,6 +1235,18 @@ static void print_metrics(const folollm_metrics *m)
     printf("\"wait_ms\": %.3f, \"first_token_ms\": %.3f, \"total_ms\": %.3f, \"tokens_per_s\": %.3f}}",
            (double)m->wait_us * 1e-3, (double)m->first_token_us * 1e-3, total,
            total > 0 ? m->output_tokens / total * 1e3 : 0);
+}
+
+/* Per token the most likely: [id, log probability, the same as sampled from or null if that cannot be]. */
+static void print_top(const writing *w)
+{
+    fputs(", \"top_logprobs\": [", stdout);
+    for (size_t i = 0; i < w->tokens.n * w->n_top; i++) {
+        const folollm_logprob *t = &w->top[i];
+        printf("%s[%d, %.9g, ", i % w->n_top != 0 ? ", " : i > 0 ? "], [" : "[", (int)t->token, (double)t->raw);
+        printf(t->processed > -FLT_MAX ? "%.9g]" : "null]", (double)t->processed);
+    }
+    fputs(w->tokens.n > 0 ? "]]" : "]", stdout);
 }
 
 /* One line of the output; problem: NULL, or why there is not more of it. Times count from the submission on, and
@@ -1241,6 +1267,9 @@ static void print_answer(batch_run *b, const writing *w, folollm_finish finish, 
     }
     fputs("], \"text\": ", stdout);
     json_write_string(stdout, (folollm_text){w->text.data, w->text.n});
+    if (w->n_top > 0) {
+        print_top(w);
+    }
     printf(", \"finish_reason\": \"%s\"", reasons[finish]);
     if (problem != NULL) {
         char text[320];
@@ -1254,7 +1283,7 @@ static void print_answer(batch_run *b, const writing *w, folollm_finish finish, 
 }
 
 /* Hand a request to the engine. Returns its sequence, or 0 and the problem in r. */
-static folollm_seq submit_request(const batch_run *b, request *r, size_t place)
+static folollm_seq submit_request(const batch_run *b, request *r)
 {
     folollm_error error;
     folollm_seq seq = 0;
@@ -1263,7 +1292,7 @@ static folollm_seq submit_request(const batch_run *b, request *r, size_t place)
     r->sampling.stops = r->stops.at;
     r->sampling.n_stops = r->stops.n;
     folollm_submission submission = {.prompt = prompt.data, .n_prompt = prompt.n, .sampling = &r->sampling,
-                                     .priority = r->priority, .tag = place};
+                                     .priority = r->priority, .tag = b->line, .n_top = r->n_top};
     if (prompt.n == 0) {
         complain(r, "the prompt has no tokens to begin with");
     } else if (folollm_submit(b->engine, &submission, &seq, &error) != FOLOLLM_OK) {
@@ -1273,6 +1302,16 @@ static folollm_seq submit_request(const batch_run *b, request *r, size_t place)
         free(prompt.data);
     }
     return seq;
+}
+
+/* The answer of this sequence; 0: a free place. */
+static writing *find_answer(const batch_run *b, folollm_seq seq)
+{
+    writing *w = b->answers;
+    while (w->seq != seq) {
+        w++;
+    }
+    return w;
 }
 
 /* The next line of the input, whatever it holds. */
@@ -1285,15 +1324,11 @@ static void begin_line(batch_run *b)
     if (line + strspn(line, " \t\r") >= end) {
         return; /* a blank one */
     }
-    size_t place = 0;
-    while (b->answers[place].seq != 0) {
-        place++;
-    }
     request r = read_request(&b->defaults, &b->s->stops, line, (size_t)(end - line));
-    writing w = {.line = b->line, .id = r.id, .id_is_string = r.id_is_string};
-    w.seq = r.problem[0] == '\0' ? submit_request(b, &r, place) : 0;
+    writing w = {.line = b->line, .id = r.id, .id_is_string = r.id_is_string, .n_top = r.n_top};
+    w.seq = r.problem[0] == '\0' ? submit_request(b, &r) : 0;
     if (w.seq != 0) {
-        b->answers[place] = w;
+        *find_answer(b, 0) = w;
         b->n_open++;
     } else {
         print_answer(b, &w, FOLOLLM_FINISH_ERROR, r.problem, &(folollm_metrics){0});
@@ -1303,11 +1338,15 @@ static void begin_line(batch_run *b)
 
 static void take_event(batch_run *b, const folollm_event *e)
 {
-    writing *w = &b->answers[e->tag];
+    writing *w = find_answer(b, e->seq);
     append(&w->text, e->text, e->n_bytes);
     if (e->token >= 0) {
         w->tokens.data = resize(w->tokens.data, w->tokens.n + 1, sizeof *w->tokens.data);
         w->tokens.data[w->tokens.n++] = e->token;
+    }
+    if (e->n_top > 0) {
+        w->top = resize(w->top, w->tokens.n * w->n_top, sizeof *w->top);
+        memcpy(w->top + (w->tokens.n - 1) * w->n_top, e->top, e->n_top * sizeof *e->top);
     }
     if (e->finish == FOLOLLM_FINISH_NONE) {
         return;
@@ -1318,6 +1357,7 @@ static void take_event(batch_run *b, const folollm_event *e)
     b->n_open--;
     free(w->text.data);
     free(w->tokens.data);
+    free(w->top);
     memset(w, 0, sizeof *w);
 }
 

@@ -61,15 +61,16 @@ int main(int argc, char **argv) {
         uint32_t n_threads;
     } runs[] = {{FOLOLLM_KV_F16, 1}, {FOLOLLM_KV_F16, 3}, {FOLOLLM_KV_F32, 2}, {FOLOLLM_KV_BF16, 1},
                 {FOLOLLM_KV_Q8, 2},  {FOLOLLM_KV_Q4, 1}};
-    static const folollm_isa isas[] = {FOLOLLM_ISA_SCALAR, FOLOLLM_ISA_AVX2, FOLOLLM_ISA_AVX512};
+    static const folollm_isa isas[] = {FOLOLLM_ISA_SCALAR, FOLOLLM_ISA_AVX2, FOLOLLM_ISA_AVX512,
+                                       FOLOLLM_ISA_NEON};
     for (int model = 1; model < argc; model++) {
-        for (int i = 0; i < 6 * 3; i++) {
+        for (int i = 0; i < 6 * 4; i++) {
             folollm_options options = {0};
             folollm_info info;
             folollm *llm;
-            options.kv = runs[i / 3].kv;
-            options.n_threads = runs[i / 3].n_threads;
-            options.isa = isas[i % 3];
+            options.kv = runs[i / 4].kv;
+            options.n_threads = runs[i / 4].n_threads;
+            options.isa = isas[i % 4];
             options.context = 128;
             folollm_status status = folollm_load(argv[model], &options, &llm, &error);
             if (status == FOLOLLM_E_UNSUPPORTED && options.isa != FOLOLLM_ISA_SCALAR) {

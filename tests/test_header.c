@@ -75,12 +75,21 @@ static void check_loop(folollm *llm) {
     CHECK(folollm_seq_close(llm, seq, &error) == FOLOLLM_E_SEQUENCE);
 }
 
+static int refuse_write(void *user, const void *bytes, size_t n) {
+    return bytes != NULL && n > 0 && ++*(int *)user != 0;
+}
+
+static int refuse_read(void *user, void *bytes, size_t n) {
+    return bytes != NULL && n > 0 && ++*(int *)user != 0;
+}
+
 static void check_requests(folollm *llm) {
     static const folollm_token prompt[] = {1, 2, 3};
     folollm_submission submission;
     folollm_event event;
     folollm_seq seqs[2] = {0, 0}, seq = 0, restored = 0;
     size_t n_events = 1, n_bytes = 0;
+    int n_calls = 0;
     char bytes[1];
     memset(&submission, 0, sizeof submission);
     submission.prompt = prompt;
@@ -99,6 +108,8 @@ static void check_requests(folollm *llm) {
     n_bytes = 1;
     CHECK(folollm_seq_save(llm, seq, bytes, &n_bytes, &error) == FOLOLLM_E_BUFFER && n_bytes > 1);
     CHECK(folollm_seq_restore(llm, bytes, 1, &restored, &error) == FOLOLLM_E_FORMAT && restored == 0);
+    CHECK(folollm_seq_save_to(llm, seq, refuse_write, &n_calls, &error) == FOLOLLM_E_IO && n_calls == 1);
+    CHECK(folollm_seq_restore_from(llm, refuse_read, &n_calls, &restored, &error) == FOLOLLM_E_IO && restored == 0);
     CHECK(folollm_seq_close(llm, seq, &error) == FOLOLLM_OK);
 }
 

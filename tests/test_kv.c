@@ -32,7 +32,7 @@ static float random_float(void) { /* roughly normal */
     return (float)sum / 32768;
 }
 
-/* The tables of this processor; those of AVX-512 are two. */
+/* The tables of this processor; those of AVX-512 and of NEON are two. */
 static size_t all_tables(const fl_kernels *tables[4]) {
     size_t n = 0;
     tables[n++] = &fl_kernels_scalar;
@@ -46,6 +46,11 @@ static size_t all_tables(const fl_kernels *tables[4]) {
     }
     if (cpu.vnni) {
         tables[n++] = &fl_kernels_vnni;
+    }
+#elif defined(__aarch64__)
+    tables[n++] = &fl_kernels_neon;
+    if (fl_cpu_features().dotprod) {
+        tables[n++] = &fl_kernels_dotprod;
     }
 #endif
     return n;

@@ -120,7 +120,7 @@ typedef struct worst {
 
 static void test_case(const char *path, const vector_case *c, worst *w) {
     float *first = NULL;
-    for (int isa = FOLOLLM_ISA_SCALAR; isa <= FOLOLLM_ISA_AVX512; isa++) {
+    for (int isa = FOLOLLM_ISA_SCALAR; isa <= FOLOLLM_ISA_NEON; isa++) {
         if (fl_kernels_of((folollm_isa)isa) == NULL) {
             continue;
         }

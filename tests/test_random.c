@@ -1,7 +1,7 @@
 /* Random operations against a naive model: submit, step, cancel, and the host's own open, prefill, decode, fork,
- * truncate, save, restore, close, over one small pool. What each sequence holds is known from a list of tokens; its
- * logits must be those of that list computed by another engine in one piece, and a finished answer must be what that
- * engine writes alone. Invariants are checked all the time, and in the end the pool is empty.
+ * truncate, save, restore (in vain too), close, over one small pool. What each sequence holds is known from a list of
+ * tokens; its logits must be those of that list computed by another engine in one piece, and a finished answer must be
+ * what that engine writes alone. Invariants are checked all the time, and in the end the pool is empty.
  *
  *     cc -O2 tests/test_random.c -lutf8proc -lm -lpthread && ./a.out [OPERATIONS [SEED]]    (default: 40000 1)
  */
@@ -73,9 +73,10 @@ static request requests[N_REQUESTS];
 static saved snapshots[N_SAVED];
 static folollm_seq oracle_seq;
 
-enum { OPEN, PREFILL, DECODE, FORK, TRUNCATE, SAVE, RESTORE, CLOSE, SUBMIT, STEP, CANCEL, N_KINDS };
+enum { OPEN, PREFILL, DECODE, FORK, TRUNCATE, SAVE, RESTORE, CLOSE, SUBMIT, STEP, CANCEL, RESTORE_IN_VAIN,
+       N_KINDS };
 static const char *const kind_names[] = {"open", "prefill", "decode", "fork", "truncate", "save", "restore", "close",
-                                         "submit", "step", "cancel"};
+                                         "submit", "step", "cancel", "restore in vain"};
 static uint64_t n_done[N_KINDS], n_refused[N_KINDS], n_finished, n_ended;
 
 static void check_logits(const own_sequence *o) {
@@ -234,6 +235,35 @@ static bool do_save(void) {
     return true;
 }
 
+typedef struct stream {
+    const uint8_t *at;
+    size_t left;
+} stream;
+
+static int read_stream(void *user, void *bytes, size_t n) {
+    stream *s = user;
+    if (n > s->left) {
+        return 1;
+    }
+    memcpy(bytes, s->at, n);
+    s->at += n;
+    s->left -= n;
+    return 0;
+}
+
+/* From a stream that ends too early: all others go on as if that had not been tried. */
+static bool do_restore_in_vain(void) {
+    const saved *s = &snapshots[random_below(N_SAVED)];
+    folollm_seq seq = 0;
+    if (s->bytes == NULL) {
+        return false;
+    }
+    stream in = {s->bytes, random_below((uint32_t)s->n_bytes)};
+    folollm_status status = folollm_seq_restore_from(engine, read_stream, &in, &seq, &error);
+    CHECK((status == FOLOLLM_E_IO || status == FOLOLLM_E_POOL) && seq == 0);
+    return status == FOLOLLM_E_IO;
+}
+
 static bool do_restore(void) {
     own_sequence *o = any_own(false);
     const saved *s = &snapshots[random_below(N_SAVED)];
@@ -241,7 +271,10 @@ static bool do_restore(void) {
     if (o == NULL || s->bytes == NULL) {
         return false;
     }
-    folollm_status status = folollm_seq_restore(engine, s->bytes, s->n_bytes, &seq, &error);
+    stream in = {s->bytes, s->n_bytes};
+    folollm_status status = random_below(2) == 0
+                                ? folollm_seq_restore(engine, s->bytes, s->n_bytes, &seq, &error)
+                                : folollm_seq_restore_from(engine, read_stream, &in, &seq, &error);
     if (status != FOLOLLM_OK) {
         CHECK(status == FOLOLLM_E_POOL && seq == 0);
         return false;
@@ -371,8 +404,9 @@ static void drain(void) {
 
 int main(int argc, char **argv) {
     static bool (*const operations[])(void) = {do_open, do_prefill, do_decode, do_fork, do_truncate, do_save,
-                                               do_restore, do_close, do_submit, do_step, do_cancel};
-    static const uint8_t weights[] = {4, 10, 12, 5, 5, 4, 4, 8, 12, 60, 30};
+                                               do_restore, do_close, do_submit, do_step, do_cancel,
+                                               do_restore_in_vain};
+    static const uint8_t weights[] = {4, 10, 12, 5, 5, 4, 4, 8, 12, 60, 30, 6};
     uint64_t n_operations = argc > 1 ? strtoull(argv[1], NULL, 10) : 40000;
     random_state = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
     engine = open_engine((folollm_options){.max_seqs = N_OWN, .max_requests = N_REQUESTS, .max_running = 5, .chunk = 24,
@@ -380,7 +414,7 @@ int main(int argc, char **argv) {
     oracle = open_engine((folollm_options){.pool_tokens = 400});
     CHECK(folollm_seq_open(oracle, NULL, &oracle_seq, &error) == FOLOLLM_OK);
     for (uint64_t i = 0; i < n_operations; i++) {
-        uint32_t at = random_below(154), kind = 0;
+        uint32_t at = random_below(160), kind = 0;
         for (; at >= weights[kind]; kind++) {
             at -= weights[kind];
         }

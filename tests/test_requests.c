@@ -83,6 +83,7 @@ typedef struct job {
 
     folollm_token tokens[OUTPUT_MAX];
     uint64_t digests[OUTPUT_MAX]; /* of the logits that each token was chosen from */
+    folollm_logprob top[OUTPUT_MAX][FOLOLLM_TOP_MAX];
     uint32_t n_tokens;
     char text[TEXT_MAX];
     size_t n_bytes;
@@ -102,7 +103,7 @@ static void solve(folollm *f, job *j, uint64_t seed) {
     for (;;) {
         const float *logits = NULL;
         CHECK(folollm_logits(f, seq, &logits, &error) == FOLOLLM_OK);
-        CHECK(folollm_sample(f, seq, &next, NULL, 0, &error) == FOLOLLM_OK);
+        CHECK(folollm_sample(f, seq, &next, j->top[j->n_tokens], FOLOLLM_TOP_MAX, &error) == FOLOLLM_OK);
         j->digests[j->n_tokens] = digest_of(logits, vocab_of(f) * sizeof *logits);
         j->tokens[j->n_tokens++] = next.token;
         memcpy(j->text + j->n_bytes, next.text, next.n_bytes);
@@ -155,11 +156,22 @@ typedef struct run {
     bool logits_stay; /* nothing else uses the executor */
 } run;
 
+/* Each third job asks for none. */
+static uint32_t n_top_of(size_t i) {
+    return i % 3 == 0 ? 0 : (uint32_t)(i * 7 % FOLOLLM_TOP_MAX) + 1;
+}
+
+static bool top_is_right(const folollm_event *e, const job *j, uint32_t k, uint32_t n_top) {
+    return e->n_top == n_top && (e->top != NULL) == (n_top > 0) &&
+           (n_top == 0 || memcmp(e->top, j->top[k], n_top * sizeof *e->top) == 0);
+}
+
 static void submit_job(run *r, size_t i, folollm_submission more) {
     more.prompt = r->jobs[i].prompt;
     more.n_prompt = r->jobs[i].n_prompt;
     more.sampling = &r->jobs[i].sampling;
     more.tag = i;
+    more.n_top = n_top_of(i);
     CHECK(folollm_submit(r->f, &more, &r->seqs[i], &error) == FOLOLLM_OK);
     r->n_live++;
 }
@@ -177,7 +189,8 @@ static void take_event(run *r, const folollm_event *e) {
     const job *j = &r->jobs[e->tag];
     uint32_t k = r->n_done[e->tag];
     bool ok = e->seq == r->seqs[e->tag] && e->status == FOLOLLM_OK && k < j->n_tokens && e->token == j->tokens[k] &&
-              logits_are_right(r, e, j, k) && r->n_bytes[e->tag] + e->n_bytes <= j->n_bytes &&
+              logits_are_right(r, e, j, k) && top_is_right(e, j, k, n_top_of(e->tag)) &&
+              r->n_bytes[e->tag] + e->n_bytes <= j->n_bytes &&
               (e->finish != FOLOLLM_FINISH_NONE) == (k + 1 == j->n_tokens) && e->metrics.output_tokens == k + 1;
     r->n_done[e->tag]++;
     if (ok) {
@@ -429,7 +442,8 @@ static void test_answers(uint32_t pool_tokens, uint32_t n, uint32_t max_running,
         answers[i] = jobs[0];
         solve(alone, &answers[i], jobs[0].sampling.seed + i);
     }
-    folollm_submission s = {.prompt = jobs[0].prompt, .n_prompt = 37, .sampling = &jobs[0].sampling, .n_answers = n};
+    folollm_submission s = {.prompt = jobs[0].prompt, .n_prompt = 37, .sampling = &jobs[0].sampling, .n_answers = n,
+                            .n_top = FOLOLLM_TOP_MAX};
     CHECK(folollm_submit(f, &s, seqs, &error) == FOLOLLM_OK);
     uint32_t prompt_rows = 0;
     while (live > 0) {
@@ -440,6 +454,7 @@ static void test_answers(uint32_t pool_tokens, uint32_t n, uint32_t max_running,
             const folollm_event *e = &events[i];
             const job *j = &answers[e->answer];
             CHECK(e->seq == seqs[e->answer] && e->token == j->tokens[done[e->answer]]);
+            CHECK(top_is_right(e, j, done[e->answer], FOLOLLM_TOP_MAX)); /* of the same step, each its own */
             done[e->answer]++;
             CHECK((e->finish != FOLOLLM_FINISH_NONE) == (done[e->answer] == j->n_tokens));
             CHECK(e->answer == 0 || e->metrics.cached_tokens == 37);
@@ -625,6 +640,47 @@ static void test_decodes_progress(void) {
     finish_contest(&c, &eight);
 }
 
+static char log_text[1 << 18]; /* what host.log_step said, line by line */
+
+static void keep_log(void *user, const char *text) {
+    size_t at = strlen(log_text);
+    (void)user;
+    CHECK(strchr(text, '\n') == NULL && strncmp(text, "step ", 5) == 0);
+    CHECK((size_t)snprintf(log_text + at, sizeof log_text - at, "%s\n", text) < sizeof log_text - at);
+}
+
+static void begin_log(void) {
+    log_text[0] = 0;
+    host_of_tests.log_step = keep_log;
+}
+
+static void end_log(void) {
+    host_of_tests.log_step = NULL;
+}
+
+/* What the lines say adds up to what was counted. */
+static void check_log(const folollm *f) {
+    uint64_t rows = 0, found = 0, preemptions = 0, n_admitted = 0;
+    const char *at = log_text;
+    if (host_of_tests.log_step == NULL) {
+        return;
+    }
+    while ((at = strpbrk(at, ";\n")) != NULL) {
+        unsigned tag, answer, first, n, of;
+        char word[16], more[16];
+        if (*at++ == ';' && CHECK(sscanf(at, " %u/%u %15s", &tag, &answer, word) == 3 && tag < 8 && answer == 0)) {
+            rows += strcmp(word, "writes") == 0;
+            rows += sscanf(at, " %u/%u reads from %u: %u of %u", &tag, &answer, &first, &n, &of) == 5 ? n : 0;
+            n_admitted += sscanf(at, " %u/%u admitted, %15s %u of %u", &tag, &answer, more, &n, &of) == 5;
+            found += strcmp(word, "admitted,") == 0 && strcmp(more, "found") == 0 ? n : 0;
+            preemptions += strcmp(word, "preempted") == 0;
+        }
+    }
+    folollm_stats s = stats_of(f);
+    CHECK(rows == s.prompt_tokens + s.generated_tokens && found == s.prefix_found_tokens);
+    CHECK(preemptions == s.preemptions && n_admitted > 0);
+}
+
 /* The same history gives the same decisions; another order gives others. */
 static uint64_t replay(uint64_t seed, uint32_t pool_tokens) {
     contest c;
@@ -646,15 +702,82 @@ static uint64_t replay(uint64_t seed, uint32_t pool_tokens) {
     }
     uint64_t hash = stats_of(c.f).schedule_hash;
     CHECK(stats_of(c.f).preemptions > 0);
+    check_log(c.f);
     finish_contest(&c, NULL);
     return hash;
 }
 
+/* The same submissions give the same choices, in words too; being asked for words changes none. */
 static void test_replay(void) {
+    static char first[sizeof log_text];
     for (uint64_t seed = 1; seed < 6; seed++) {
+        log_text[0] = 0;
         uint64_t hash = replay(seed, 100);
-        CHECK(hash != 0 && replay(seed, 100) == hash && replay(seed + 100, 100) != hash);
+        CHECK(log_text[0] == 0);
+        begin_log();
+        CHECK(hash != 0 && replay(seed, 100) == hash);
+        strcpy(first, log_text);
+        begin_log();
+        CHECK(replay(seed, 100) == hash && strcmp(first, log_text) == 0);
+        begin_log();
+        CHECK(replay(seed + 100, 100) != hash && strcmp(first, log_text) != 0);
+        end_log();
     }
+}
+
+/* Word for word: a follower, a prefix that is found, a pool that is full, and a sequence of the host that holds it. */
+static void test_log(void) {
+    static const char expected[] =
+        "step 1: up to 40 rows, 0 of 2 run, 2 wait, 4 pages free, 0 of them cached; 7/0 admitted, found 0 of 18; "
+        "7/0 reads from 0: 18 of 18\n"
+        "step 2: up to 40 rows, 1 of 2 run, 1 wait, 2 pages free, 0 of them cached; 7/0 writes at 18; "
+        "7/1 admitted, holds 18 of 19; 7/1 writes at 18\n"
+        "step 4: up to 40 rows, 0 of 2 run, 1 wait, 4 pages free, 1 of them cached; 18446744073709551615/0 admitted, "
+        "found 16 of 18; 18446744073709551615/0 reads from 16: 2 of 2\n"
+        "step 6: up to 40 rows, 0 of 2 run, 1 wait, 0 pages free, 0 of them cached; 9/0 waits: 1 pages wanted, 0 free, "
+        "0 promised\n";
+    folollm_token prompt[64] = {1, 2, 3};
+    folollm_seq seqs[2], own;
+    folollm_sampling two = {.max_tokens = 2, .ignore_eos = 1}, one = {.max_tokens = 1, .ignore_eos = 1};
+    folollm_submission a = {.prompt = prompt, .n_prompt = 18, .n_answers = 2, .sampling = &two, .tag = 7};
+    folollm_submission b = {.prompt = prompt, .n_prompt = 18, .sampling = &one, .tag = UINT64_MAX, .priority = 1};
+    folollm_submission c = {.prompt = prompt, .n_prompt = 3, .tag = 9};
+    folollm_options o = {.pool_tokens = 64, .max_running = 2, .max_requests = 3, .chunk = 40};
+    folollm_event events[3];
+    size_t n;
+    if (FL_PAGE_TOKENS != 16) {
+        return;
+    }
+    begin_log();
+    folollm *f = open_model(SMALL, o);
+    CHECK(folollm_submit(f, &a, seqs, &error) == FOLOLLM_OK);
+    for (int i = 0; i < 5; i++) { /* the third has nothing to do: no line */
+        n = 3;
+        CHECK(folollm_step(f, NULL, events, &n, &error) == FOLOLLM_OK);
+        CHECK(i != 2 || folollm_submit(f, &b, seqs, &error) == FOLOLLM_OK);
+    }
+    CHECK(folollm_seq_open(f, NULL, &own, &error) == FOLOLLM_OK);
+    CHECK(folollm_prefill(f, own, prompt, 64, NULL, &error) == FOLOLLM_OK);
+    CHECK(folollm_submit(f, &c, seqs, &error) == FOLOLLM_OK);
+    n = 3;
+    CHECK(folollm_step(f, NULL, events, &n, &error) == FOLOLLM_E_POOL);
+    folollm_free(f);
+    end_log();
+    if (!CHECK(strcmp(log_text, expected) == 0)) {
+        printf("%s", log_text);
+    }
+}
+
+/* Who does not ask pays nothing; who does has it in the plan. */
+static void test_log_memory(void) {
+    folollm_options o = {.host = &host_of_tests, .n_threads = 1};
+    folollm_memory without, with;
+    CHECK(folollm_plan(SMALL, &o, &without, &error) == FOLOLLM_OK);
+    begin_log();
+    CHECK(folollm_plan(SMALL, &o, &with, &error) == FOLOLLM_OK);
+    end_log();
+    CHECK(with.sequences > without.sequences && with.sequences - without.sequences < 64 * 1024);
+    CHECK(with.allocated - without.allocated == with.sequences - without.sequences);
 }
 
 /* ---- Cancels and deadlines --------------------------------------------------------------------------------------- */
@@ -1008,6 +1131,8 @@ static void test_misuse(void) {
     REFUSED(FOLOLLM_E_ARGUMENT, .prompt = bad, .n_prompt = 2);
     REFUSED(FOLOLLM_E_ARGUMENT, .prompt = prompt, .n_prompt = 3, .weight = 1001);
     REFUSED(FOLOLLM_E_ARGUMENT, .prompt = prompt, .n_prompt = 3, .n_answers = 5);
+    REFUSED(FOLOLLM_E_ARGUMENT, .prompt = prompt, .n_prompt = 3, .n_top = FOLOLLM_TOP_MAX + 1);
+    REFUSED(FOLOLLM_E_ARGUMENT, .prompt = prompt, .n_prompt = 3, .n_top = UINT32_MAX);
     REFUSED(FOLOLLM_E_ARGUMENT, .prompt = prompt, .n_prompt = 3, .deadline = 5);
     REFUSED(FOLOLLM_E_ARGUMENT, .prompt = prompt, .n_prompt = 3, .sampling = &(folollm_sampling){.top_p = 2});
     REFUSED(FOLOLLM_E_ARGUMENT, .prompt = prompt, .n_prompt = 3,
@@ -1065,6 +1190,37 @@ static void test_misuse(void) {
     folollm_free(f);
 }
 
+/* Events without a token have no likely ones; one that ends while it waits to be handed out keeps its own; a request
+ * that takes the place of one that wanted them gets none. */
+static void test_top_of_ends(void) {
+    folollm *f = open_model(SMALL, (folollm_options){.max_requests = 2, .max_seqs = 1});
+    folollm_token prompt[3] = {1, 2, 3};
+    folollm_logprob top[FOLOLLM_TOP_MAX];
+    folollm_sampled next;
+    folollm_event e;
+    folollm_seq seqs[2], seq;
+    size_t n = 1;
+    CHECK(folollm_seq_open(f, NULL, &seq, &error) == FOLOLLM_OK);
+    CHECK(folollm_prefill(f, seq, prompt, 3, NULL, &error) == FOLOLLM_OK);
+    CHECK(folollm_sample(f, seq, &next, top, FOLOLLM_TOP_MAX, &error) == FOLOLLM_OK);
+    CHECK(top[0].token == next.token && memcmp(&top[0], &next.chosen, sizeof top[0]) == 0);
+    folollm_submission s = {.prompt = prompt, .n_prompt = 3, .n_answers = 2, .n_top = 5};
+    CHECK(folollm_submit(f, &s, seqs, &error) == FOLOLLM_OK);
+    CHECK(folollm_step(f, NULL, &e, &n, &error) == FOLOLLM_OK && n == 1 && e.seq == seqs[0] && e.n_top == 5);
+    CHECK(folollm_cancel(f, seqs[0], &error) == FOLOLLM_OK && folollm_cancel(f, seqs[1], &error) == FOLOLLM_OK);
+    CHECK(folollm_step(f, NULL, &e, &n, &error) == FOLOLLM_OK && n == 1 && e.seq == seqs[0]);
+    CHECK(e.finish == FOLOLLM_FINISH_CANCELLED && e.token == -1 && e.n_top == 0 && e.top == NULL);
+    CHECK(folollm_step(f, NULL, &e, &n, &error) == FOLOLLM_OK && n == 1 && e.seq == seqs[1]);
+    CHECK(e.finish == FOLOLLM_FINISH_CANCELLED && e.token == next.token && e.n_top == 5);
+    CHECK(memcmp(e.top, top, 5 * sizeof *top) == 0);
+    s.n_answers = 1;
+    s.n_top = 0;
+    CHECK(folollm_submit(f, &s, seqs, &error) == FOLOLLM_OK);
+    CHECK(folollm_step(f, NULL, &e, &n, &error) == FOLOLLM_OK && n == 1 && e.token >= 0);
+    CHECK(e.n_top == 0 && e.top == NULL);
+    folollm_free(f);
+}
+
 /* Biases that ban everything end a request, and it alone. */
 static void test_banned(void) {
     folollm *f = open_model(SMALL, (folollm_options){0});
@@ -1100,6 +1256,8 @@ int main(void) {
     test_starvation();
     test_decodes_progress();
     test_replay();
+    test_log();
+    test_log_memory();
     test_cancel_everywhere();
     test_cancel_own_calls();
     test_deadlines();
@@ -1109,6 +1267,7 @@ int main(void) {
     test_pool_as_limit();
     test_numeric();
     test_banned();
+    test_top_of_ends();
     test_misuse();
     return check_finish();
 }

@@ -1,7 +1,8 @@
 /* Snapshots: a sequence that was saved and restored goes on as one that was not, bit for bit, on this engine and on
  * every other that may take it; the bytes depend on nothing but the sequence; and whatever else is handed to
- * folollm_seq_restore is refused with the documented status, while not one byte of the engine changes. The forgeries
- * have right checksums, so that the checks behind those are the ones under test.
+ * folollm_seq_restore is refused with the documented status, while not one byte of the engine changes (refused from a
+ * stream: none that anybody has). The forgeries have right checksums, so that the checks behind those are the ones under
+ * test.
  *
  *     cc -O1 -g tests/test_snapshot.c -lutf8proc -lm -lpthread && ./a.out     (from the root of the repository)
  *     -DFL_PAGE_TOKENS=2: a page edge every other token
@@ -54,6 +55,48 @@ typedef struct saved {
     size_t n;
 } saved;
 
+/* A stream of the host over a block of memory. */
+typedef struct stream {
+    uint8_t *bytes;
+    size_t n, at;
+    unsigned n_calls, fails_at; /* the call that fails, from 1; 0: none */
+    unsigned n_wrong;           /* calls that no one may make */
+} stream;
+
+static int stream_moves(stream *s, size_t n) {
+    s->n_wrong += n == 0 || n > 8192 || (s->fails_at > 0 && s->n_calls >= s->fails_at);
+    return ++s->n_calls == s->fails_at || n > s->n - s->at ? -1 : 0;
+}
+
+static int stream_write(void *user, const void *bytes, size_t n) {
+    stream *s = user;
+    if (stream_moves(s, n) != 0) {
+        return 1;
+    }
+    memcpy(s->bytes + s->at, bytes, n);
+    s->at += n;
+    return 0;
+}
+
+static int stream_read(void *user, void *bytes, size_t n) {
+    stream *s = user;
+    if (stream_moves(s, n) != 0) {
+        memset(bytes, 0xEE, n); /* a half-filled piece must not matter */
+        return 5;
+    }
+    memcpy(bytes, s->bytes + s->at, n);
+    s->at += n;
+    return 0;
+}
+
+/* Both ways of saving give the same bytes. */
+static void check_saved_alike(folollm *f, folollm_seq seq, saved s) {
+    stream out = {malloc(s.n), s.n, 0, 0, 0, 0};
+    MUST(folollm_seq_save_to(f, seq, stream_write, &out, &error));
+    CHECK(out.at == s.n && out.n_wrong == 0 && memcmp(out.bytes, s.bytes, s.n) == 0);
+    free(out.bytes);
+}
+
 /* Save, by way of all that the entry documents of room and lengths. */
 static saved save(folollm *f, folollm_seq seq) {
     saved s = {NULL, 0};
@@ -66,6 +109,7 @@ static saved save(folollm *f, folollm_seq seq) {
     CHECK(s.bytes[0] == 0x5A && s.bytes[s.n / 2] == 0x5A && memcmp(s.bytes, s.bytes + 1, s.n - 1) == 0);
     MUST(folollm_seq_save(f, seq, s.bytes, &room, &error));
     CHECK(room == s.n);
+    check_saved_alike(f, seq, s);
     return s;
 }
 
@@ -73,9 +117,17 @@ static bool equal(saved a, saved b) {
     return a.n == b.n && memcmp(a.bytes, b.bytes, a.n) == 0;
 }
 
+/* By turns from a buffer and from a stream. */
 static folollm_seq restore(folollm *f, saved s) {
+    static unsigned turn;
     folollm_seq seq = 0;
-    MUST(folollm_seq_restore(f, s.bytes, s.n, &seq, &error));
+    if (turn++ % 2 == 0) {
+        MUST(folollm_seq_restore(f, s.bytes, s.n, &seq, &error));
+    } else {
+        stream in = {s.bytes, s.n, 0, 0, 0, 0};
+        MUST(folollm_seq_restore_from(f, stream_read, &in, &seq, &error));
+        CHECK(in.at == s.n && in.n_wrong == 0);
+    }
     CHECK_INVARIANTS(f);
     return seq;
 }
@@ -411,6 +463,55 @@ static bool is_as_in(const folollm *f, image m) {
            memcmp(m.bytes + sizeof *f + f->arena.size, f->worker.cache.base, f->worker.cache.size) == 0;
 }
 
+/* The same, but for what nobody has: pages that are free and not cached, and the room of slots that are free. */
+static bool is_as_in_but_free(const folollm *f, image m) {
+    image now = image_of(f);
+    const uint8_t *arena = f->arena.base, *cache = f->worker.cache.base;
+    size_t block = fl_kv_offset(&f->worker.kv, 0, 1, 0), page_tokens = FL_PAGE_TOKENS * sizeof(folollm_token);
+    uint8_t *to[2] = {now.bytes + sizeof *f, now.bytes + sizeof *f + f->arena.size};
+    const uint8_t *from[2] = {m.bytes + sizeof *f, m.bytes + sizeof *f + f->arena.size};
+    for (uint32_t page = 0; page < f->pages.n_pages; page++) {
+        if (f->pages.references[page] > 0 || f->pages.serials[page] != 0) {
+            continue;
+        }
+        size_t at = (size_t)((const uint8_t *)f->pages.tokens - arena) + page * page_tokens;
+        memcpy(to[0] + at, from[0] + at, page_tokens);
+        for (size_t layer = 0; layer < f->worker.kv.n_layers; layer++) {
+            at = (size_t)(f->worker.kv.k - cache) + fl_kv_offset(&f->worker.kv, layer, page, 0);
+            memcpy(to[1] + at, from[1] + at, block);
+            at += (size_t)(f->worker.kv.v - f->worker.kv.k);
+            memcpy(to[1] + at, from[1] + at, block);
+        }
+    }
+    for (uint32_t i = 0; i < f->sequences.n_own; i++) {
+        const fl_sequence *s = &f->sequences.slots[i];
+        if (s->handle == 0) {
+            size_t table = (size_t)((const uint8_t *)s->pages - arena);
+            size_t logits = (size_t)((const uint8_t *)s->logits - arena);
+            memcpy(to[0] + table, from[0] + table, f->sequences.table_pages * sizeof *s->pages);
+            memcpy(to[0] + logits, from[0] + logits, f->checkpoint->weights.config.vocab * sizeof *s->logits);
+        }
+    }
+    bool same = memcmp(now.bytes, m.bytes, m.n) == 0;
+    free(now.bytes);
+    return same;
+}
+
+/* A stream of these bytes is refused so, and leaves the engine as it was but for free memory. */
+static bool is_refused_from(folollm *f, image before, stream *in, folollm_status expected) {
+    folollm_seq out = 0x77777777;
+    memset(&error, 0, sizeof error);
+    folollm_status status = folollm_seq_restore_from(f, stream_read, in, &out, &error);
+    /* a forged length may lead to the end of the stream, before a contradiction is found */
+    bool right = (status == expected || (expected == FOLOLLM_E_FORMAT && status == FOLOLLM_E_IO)) &&
+                 out == 0x77777777 && error.status == status && error.text[0] != 0 && in->n_wrong == 0 &&
+                 is_as_in_but_free(f, before);
+    if (!right) {
+        printf("    from a stream: %d, expected %d: %s\n", (int)status, (int)expected, error.text);
+    }
+    return right;
+}
+
 /* Refused so, with a reason; the engine and *out are as they were. */
 static bool is_refused(folollm *f, image before, const uint8_t *bytes, size_t n, folollm_status expected) {
     folollm_seq out = 0x77777777;
@@ -497,12 +598,21 @@ static void victim_is_whole(void) {
     CHECK(is_as_in(victim, before));
 }
 
+/* What a stream that was refused left in free memory is no matter for what comes next. */
+static void take_image(void) {
+    free(before.bytes);
+    before = image_of(victim);
+}
+
 /* A forged copy with this in place of what stands there. */
 static bool forged_u32(size_t at, uint32_t v, folollm_status expected) {
     saved s = copy_of(good, good.n);
     put_u32(s, at, v);
     forge(s);
     bool right = is_refused(victim, before, s.bytes, s.n, expected);
+    stream in = {s.bytes, s.n, 0, 0, 0, 0};
+    right = is_refused_from(victim, before, &in, expected) && right;
+    take_image();
     free(s.bytes);
     return right;
 }
@@ -883,8 +993,152 @@ static void close_victim(void) {
     free(good.bytes);
 }
 
+/* ---- Streams -- */
+
+/* Of so many pieces that any may be the one that fails. */
+static saved make_long(void) {
+    folollm_seq seq;
+    MUST(folollm_seq_open(engines[HOME], NULL, &seq, &error));
+    feed(engines[HOME], seq, 0, 5 * PAGE + 1, false);
+    saved s = save(engines[HOME], seq);
+    close_sequence(engines[HOME], seq);
+    return s;
+}
+
+/* The n-th write fails, for every n: the engine is as it was to the last byte, and nothing more is written. */
+static void test_failing_writes(saved s) {
+    stream out = {malloc(s.n), s.n, 0, 0, 0, 0};
+    folollm_seq seq = restore(victim, s);
+    image is = image_of(victim);
+    uint64_t n_calls = host.n_calls;
+    MUST(folollm_seq_save_to(victim, seq, stream_write, &out, &error));
+    CHECK(out.n_calls >= s.n / 8192 && host.n_calls == n_calls);
+    for (unsigned at = 1; at <= out.n_calls; at++) {
+        stream bad = {out.bytes, out.n, 0, 0, at, 0};
+        CHECK(folollm_seq_save_to(victim, seq, stream_write, &bad, at % 2 ? &error : NULL) == FOLOLLM_E_IO);
+        CHECK(bad.n_calls == at && bad.n_wrong == 0 && error.status == FOLOLLM_E_IO);
+    }
+    CHECK(is_as_in(victim, is));
+    close_sequence(victim, seq);
+    take_image();
+    free(is.bytes);
+    free(out.bytes);
+}
+
+/* The n-th read fails, or the stream ends at any byte. */
+static void test_failing_reads(saved s) {
+    stream in = {s.bytes, s.n, 0, 0, 0, 0};
+    folollm_seq seq = 0;
+    uint64_t n_calls = host.n_calls;
+    MUST(folollm_seq_restore_from(victim, stream_read, &in, &seq, &error));
+    CHECK(in.n_calls >= 5 && in.n_calls >= s.n / 8192 && host.n_calls == n_calls);
+    close_sequence(victim, seq);
+    take_image();
+    for (unsigned at = 1; at <= in.n_calls; at++) {
+        stream bad = {s.bytes, s.n, 0, 0, at, 0};
+        CHECK(is_refused_from(victim, before, &bad, FOLOLLM_E_IO) && bad.n_calls == at);
+        CHECK_INVARIANTS(victim);
+    }
+    for (size_t n = 0; n < s.n; n += n < HEADER ? 1 : s.n / 99) {
+        stream bad = {s.bytes, n, 0, 0, 0, 0};
+        CHECK(is_refused_from(victim, before, &bad, FOLOLLM_E_IO));
+    }
+    printf("streams of %u bytes: %u reads\n", (unsigned)s.n, in.n_calls);
+    take_image();
+    victim_is_whole();
+}
+
+/* Bits flip on the way: in the header before a page is taken, behind it while pages are filled. */
+static void test_damaged_streams(void) {
+    for (size_t bit = 0; bit < 8 * good.n; bit += bit < 8 * HEADER ? 1 : 8 * good.n / 499) {
+        saved s = copy_of(good, good.n);
+        s.bytes[bit / 8] ^= (uint8_t)(1u << bit % 8);
+        stream in = {s.bytes, s.n, 0, 0, 0, 0};
+        bool version = bit / 8 >= AT_VERSION && bit / 8 < AT_KV_TYPE;
+        CHECK(is_refused_from(victim, before, &in, version ? FOLOLLM_E_UNSUPPORTED : FOLOLLM_E_FORMAT));
+        CHECK(in.at == (bit / 8 < HEADER ? HEADER : in.at) && error.status != FOLOLLM_E_IO);
+        free(s.bytes);
+    }
+    take_image();
+    victim_is_whole();
+}
+
+/* Snapshots behind each other in one stream, and something else at its end. */
+static void test_stream_goes_on(void) {
+    saved both = copy_of(good, 2 * good.n + 3);
+    folollm_seq one = 0, two = 0;
+    memcpy(both.bytes + good.n, good.bytes, good.n);
+    stream in = {both.bytes, both.n, 0, 0, 0, 0};
+    MUST(folollm_seq_restore_from(victim, stream_read, &in, &one, &error));
+    CHECK(in.at == good.n);
+    MUST(folollm_seq_restore_from(victim, stream_read, &in, &two, &error));
+    CHECK(in.at == 2 * good.n && one != two);
+    compare_snapshots((party[]){{victim, one}, {victim, two}}, 2);
+    close_sequence(victim, one);
+    close_sequence(victim, two);
+    free(both.bytes);
+    take_image();
+}
+
+static void test_streams(void) {
+    saved s = make_long();
+    test_failing_writes(s);
+    test_failing_reads(s);
+    free(s.bytes);
+    test_damaged_streams();
+    test_stream_goes_on();
+}
+
+/* Pages whose content can be found again are the last that a restored sequence takes, the longest unused first; what a
+ * failure made of them is free, and found no more. */
+static void test_cached_pages(void) {
+    enum { N = 3 };
+    folollm_token prompt[N][64];
+    folollm_event events[4];
+    folollm_stats stats;
+    folollm_seq seq;
+    folollm *f = NULL;
+    saved s = copy_of(good, good.n);
+    uint32_t n_needed = (uint32_t)fl_div_up(fl_load_u32(good.bytes + AT_TOKENS), PAGE);
+    s.bytes[s.n - 1] ^= 1; /* the very last is wrong */
+    f = open_small((folollm_options){.pool_tokens = 8 * PAGE});
+    for (uint32_t r = 0; r < N; r++) { /* each leaves two cached pages; two are of no use to anybody */
+        for (uint32_t i = 0; i < 2 * PAGE; i++) {
+            prompt[r][i] = (folollm_token)(10 * (r + 1) + i % 10);
+        }
+        folollm_sampling sampling = {.max_tokens = 1};
+        folollm_submission submission = {.prompt = prompt[r], .n_prompt = 2 * PAGE, .sampling = &sampling};
+        MUST(folollm_submit(f, &submission, &seq, &error));
+        do {
+            size_t n_events = 4;
+            MUST(folollm_step(f, NULL, events, &n_events, &error));
+            folollm_get_stats(f, &stats);
+        } while (stats.requests_running + stats.requests_waiting > 0);
+    }
+    CHECK(stats.pages_cached == 2 * N && stats.pages_free == 8 && n_needed > 2);
+    for (int round = 0; round < 2; round++) { /* the second time the pages are of no use already */
+        stream in = {s.bytes, s.n, 0, 0, 0, 0};
+        CHECK(folollm_seq_restore_from(f, stream_read, &in, &seq, &error) == FOLOLLM_E_FORMAT);
+        CHECK_INVARIANTS(f);
+        folollm_get_stats(f, &stats);
+        CHECK(stats.pages_free == 8 && stats.seqs_open == 0);
+        CHECK(stats.pages_evicted == n_needed - 2 && stats.pages_cached == 2 * N + 2 - n_needed);
+    }
+    CHECK(folollm_seq_restore(f, s.bytes, s.n, &seq, &error) == FOLOLLM_E_FORMAT);
+    close_sequence(f, restore(f, good));
+    folollm_get_stats(f, &stats);
+    CHECK(stats.pages_evicted == n_needed - 2);
+    fl_page_key key = {0, 0};
+    CHECK(fl_pages_find(&f->pages, key, prompt[0]) == FL_PAGE_NONE || n_needed < 4);
+    CHECK(fl_pages_find(&f->pages, key, prompt[N - 1]) != FL_PAGE_NONE);
+    free(s.bytes);
+    folollm_free(f);
+}
+
 static void test_refusals(unsigned n_rounds) {
     open_victim();
+    test_streams();
+    test_cached_pages();
     test_damage();
     test_forged_header();
     test_forged_numbers();
@@ -1086,6 +1340,7 @@ static void test_no_room(void) {
         image is = image_of(small);
         if (n > 5 * PAGE) {
             CHECK(is_refused(small, is, s.bytes, s.n, FOLOLLM_E_CONTEXT));
+            CHECK(is_refused_from(small, is, &(stream){s.bytes, HEADER, 0, 0, 0, 0}, FOLOLLM_E_CONTEXT));
         } else {
             folollm_seq seq = restore(small, s);
             folollm_token next = 1;
@@ -1103,6 +1358,7 @@ static void test_no_room(void) {
         image is = image_of(small);
         if (n > 2 * PAGE) {
             CHECK(is_refused(small, is, s.bytes, s.n, FOLOLLM_E_POOL));
+            CHECK(is_refused_from(small, is, &(stream){s.bytes, HEADER, 0, 0, 0, 0}, FOLOLLM_E_POOL));
             free(is.bytes);
             MUST(folollm_seq_truncate(small, held, PAGE, &error));
             is = image_of(small);
@@ -1117,6 +1373,7 @@ static void test_no_room(void) {
     seqs[1] = restore(small, s);
     image is = image_of(small);
     CHECK(is_refused(small, is, s.bytes, s.n, FOLOLLM_E_POOL));
+    CHECK(is_refused_from(small, is, &(stream){s.bytes, HEADER, 0, 0, 0, 0}, FOLOLLM_E_POOL) && is_as_in(small, is));
     free(is.bytes);
     close_sequence(small, seqs[0]);
     seqs[0] = restore(small, s);
@@ -1160,11 +1417,22 @@ static void test_misuse(void) {
     CHECK(folollm_seq_restore(f, s.bytes, s.n, NULL, &error) == FOLOLLM_E_ARGUMENT);
     CHECK(folollm_seq_restore(f, s.bytes, 0, &out, &error) == FOLOLLM_E_FORMAT);
     CHECK(folollm_seq_restore(f, s.bytes, s.n - 1, &out, NULL) == FOLOLLM_E_FORMAT);
+    stream io = {s.bytes, 0, 0, 0, 0, 0}; /* of which nothing may be asked, but at the end */
+    CHECK(folollm_seq_save_to(NULL, seq, stream_write, &io, &error) == FOLOLLM_E_ARGUMENT);
+    CHECK(folollm_seq_save_to(f, seq, NULL, &io, &error) == FOLOLLM_E_ARGUMENT);
+    CHECK(folollm_seq_save_to(f, closed, stream_write, &io, &error) == FOLOLLM_E_SEQUENCE);
+    CHECK(folollm_seq_save_to(f, driven, stream_write, &io, &error) == FOLOLLM_E_STATE);
+    CHECK(folollm_seq_restore_from(NULL, stream_read, &io, &out, &error) == FOLOLLM_E_ARGUMENT);
+    CHECK(folollm_seq_restore_from(f, NULL, &io, &out, &error) == FOLOLLM_E_ARGUMENT);
+    CHECK(folollm_seq_restore_from(f, stream_read, &io, NULL, &error) == FOLOLLM_E_ARGUMENT && io.n_calls == 0);
+    CHECK(folollm_seq_restore_from(f, stream_read, &io, &out, NULL) == FOLOLLM_E_IO && io.n_calls == 1);
     CHECK(out == 0x77777777 && is_as_in(f, is));
     free(is.bytes);
     MUST(folollm_load(SHAKESPEARE, &(folollm_options){.tokenizer_only = 1}, &text_only, &error));
     CHECK(folollm_seq_save(text_only, seq, NULL, &n, &error) == FOLOLLM_E_STATE);
     CHECK(folollm_seq_restore(text_only, s.bytes, s.n, &out, &error) == FOLOLLM_E_STATE && out == 0x77777777);
+    CHECK(folollm_seq_save_to(text_only, seq, stream_write, &io, &error) == FOLOLLM_E_STATE);
+    CHECK(folollm_seq_restore_from(text_only, stream_read, &io, &out, &error) == FOLOLLM_E_STATE && io.n_calls == 1);
     folollm_free(text_only);
     MUST(folollm_step(f, NULL, events, &n_events, &error)); /* while it runs, and when it ends */
     CHECK(folollm_seq_save(f, driven, NULL, &n, &error) == FOLOLLM_E_STATE);

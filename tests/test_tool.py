@@ -43,8 +43,8 @@ def strict(name):
 def parse(out):
     """The lines of the output, each of which must be strict JSON in UTF-8 with the same keys."""
     lines = [json.loads(line, parse_constant=strict) for line in out.decode("utf-8").split("\n")[:-1]]
-    odd = [a for a in lines if set(a) != KEYS | ({"error"} if a["finish_reason"] == "error" else set())
-           or set(a["metrics"]) != METRICS]
+    odd = [a for a in lines if set(a) - {"top_logprobs"} != KEYS | {"error"} & set(a)
+           or ("error" in a) != (a["finish_reason"] == "error") or set(a["metrics"]) != METRICS]
     check(not odd, "every line has the same keys", odd)
     return lines
 
@@ -151,6 +151,43 @@ def test_stops():
     status, lines = batch([{"id": i, "prompt_ids": [eos], "seed": i, "max_tokens": 0} for i in range(8)])
     check(status == 0 and all((a["finish_reason"] == "stop") == (a["token_ids"][-1] == eos) for a in lines),
           "finish_reason tells the end of the text from that of the context", lines)
+
+
+def test_top_logprobs():
+    """The most likely of every token, in the lines that ask for them: the numbers that generate prints."""
+    prompt, n = "ROMEO:", 6
+    flags = ["-n", str(n), "--seed", "7", "--temp", "0.8", "--top-k", "2", "--logprobs", "4"]
+    rows = re.findall(r"^logprobs: .*\| (.*)$", tool("generate", "-p", prompt, *flags)[2], re.M)
+    expected = [[[float(x) for x in entry.split()] for entry in row.split(", ")] for row in rows]
+    base = {"prompt": prompt, "max_tokens": n, "seed": 7, "temperature": 0.8, "top_k": 2}
+    status, lines = batch([{"id": 0, **base}] + [{"id": i, **base, "top_logprobs": i} for i in (1, 4, 20)])
+    by_id = {a["id"]: a for a in lines}
+    check(status == 0 and "top_logprobs" not in by_id[0] and len(rows) == n, "only where they are asked for", lines)
+    for count in (1, 4, 20):
+        top = by_id[count]["top_logprobs"]
+        check([len(t) for t in top] == [count] * n, "so many", top)
+        check(by_id[count]["token_ids"] == by_id[0]["token_ids"], "and the same text", by_id)
+        check(all((t[i][2] is None) == (i >= 2) for t in top for i in range(count)), "null for what top-k removed", top)
+        close = [t[i][0] == e[i][0] and abs(t[i][1] - e[i][1]) < 1e-5 and (i >= 2 or abs(t[i][2] - e[i][2]) < 1e-5)
+                 for t, e in zip(top, expected) for i in range(min(count, 4))]
+        check(all(close), "the numbers of generate", (top, expected))
+    _, lines = batch([{"id": 1, **base, "top_logprobs": 21}, {"id": 2, "top_logprobs": 3}])
+    by_id = {a["id"]: a for a in lines}
+    check("0 to 20" in by_id[1]["error"] and by_id[2]["top_logprobs"] == [], "a limit, and a line that fails", lines)
+
+
+def test_log_steps():
+    """What each step chose, to stderr, with answers by the line of their request; the same again, word for word."""
+    requests = [b""] + [b'{"id": %d, "prompt": "%b", "max_tokens": 12}' % (i, b"ROMEO:" * (i + 1)) for i in range(4)]
+    runs = [tool("batch", "-f", "-", "--pool", "64", "--ignore-eos", *more, stdin=b"\n".join(requests))
+            for more in ([], ["--log-steps"], ["--log-steps"])]
+    ids = [{a["id"]: a["token_ids"] for a in parse(out)} for _, out, _ in runs]
+    steps = [[line for line in err.splitlines() if line.startswith("step ")] for _, _, err in runs]
+    check(len(ids[0]) == 4 and ids[0] == ids[1] and not steps[0], "a log changes nothing", ids)
+    check(steps[1] == steps[2], "the same steps", steps)
+    said = set(re.findall(r"; (\d+)/0 (\w+)", "\n".join(steps[1])))
+    check({n for n, _ in said} == {"2", "3", "4", "5"} and {w for _, w in said} >= {"admitted", "reads", "writes"},
+          "lines of the input", said)
 
 
 def test_bad_lines():

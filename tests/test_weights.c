@@ -47,6 +47,12 @@ static size_t all_tables(const fl_kernels *tables[4]) {
         tables[n++] = &fl_kernels_vnni;
     }
 #endif
+#if defined(__aarch64__)
+    tables[n++] = &fl_kernels_neon;
+    if (fl_cpu_features().dotprod) {
+        tables[n++] = &fl_kernels_dotprod;
+    }
+#endif
     return n;
 }
 
@@ -434,10 +440,8 @@ static void copy_values(const folollm *packed, folollm *plain) {
         for (uint32_t p = 0; p < s->n_parts; p++) {
             CHECK(fl_is_packed(s->parts[p].type) && t->parts[p].type == FL_F32);
             for (size_t row = 0; row < s->parts[p].n_rows; row++) {
-                const uint8_t *panel = (const uint8_t *)s->parts[p].data +
-                                       fl_matrix_bytes(s->parts[p].type, row / FL_PANEL * FL_PANEL, s->n_cols);
                 float *y = (float *)(uintptr_t)t->parts[p].data + row * s->n_cols;
-                fl_open_rows(&packed->worker.cpu, s->parts[p].type, panel, s->n_cols, row % FL_PANEL, 1, slab, y, 0);
+                fl_open_rows(&packed->worker.cpu, s->parts[p].type, s->parts[p].data, s->n_cols, row, 1, slab, y, 0);
             }
         }
     }
@@ -481,8 +485,8 @@ static void test_bits(void) {
             float *first = malloc(bytes), *y = malloc(bytes);
             prefill_all(f, first);
             folollm_free(f);
-            for (int isa = FOLOLLM_ISA_AVX2; isa <= FOLOLLM_ISA_AVX512 && fl_kernels_of((folollm_isa)isa); isa++) {
-                for (size_t c = 0; c < FL_COUNT(chunks); c++, n++) {
+            for (int isa = FOLOLLM_ISA_AVX2; isa <= FOLOLLM_ISA_NEON; isa++) {
+                for (size_t c = 0; c < FL_COUNT(chunks) && fl_kernels_of((folollm_isa)isa) != NULL; c++, n++) {
                     o.isa = (folollm_isa)isa;
                     o.chunk = chunks[c];
                     o.n_threads = 1 + (uint32_t)c % 3;
@@ -526,13 +530,19 @@ static void test_bits(void) {
 
 typedef struct quality {
     double nmse, mean, max, same_top;
+    unsigned clear; /* other most likely tokens where the first led by more than any logit moved */
 } quality;
 
-static double log_sum(const float *x, uint32_t n, uint32_t *top) {
+/* Also the most likely, and by how much it leads. */
+static double log_sum(const float *x, uint32_t n, uint32_t *top, double *lead) {
     double sum = 0;
     *top = 0;
     for (uint32_t i = 0; i < n; i++) {
         *top = x[i] > x[*top] ? i : *top;
+    }
+    *lead = INFINITY;
+    for (uint32_t i = 0; i < n; i++) {
+        *lead = i != *top && (double)x[*top] - (double)x[i] < *lead ? (double)x[*top] - (double)x[i] : *lead;
     }
     for (uint32_t i = 0; i < n; i++) {
         sum += exp((double)x[i] - (double)x[*top]);
@@ -541,11 +551,16 @@ static double log_sum(const float *x, uint32_t n, uint32_t *top) {
 }
 
 static quality compare(const float *a, const float *b, size_t n_rows, uint32_t vocab) {
-    quality q = {0, 0, 0, 0};
-    double error = 0, size = 0;
+    quality q = {0, 0, 0, 0, 0};
+    double error = 0, size = 0, moved = 0, lead, ignored;
+    for (size_t i = 0; i < n_rows * vocab; i++) {
+        double move = fabs((double)a[i] - (double)b[i]);
+        moved = move > moved ? move : moved;
+    }
     for (size_t r = 0; r < n_rows; r++, a += vocab, b += vocab) {
         uint32_t top_a, top_b;
-        double log_a = log_sum(a, vocab, &top_a), log_b = log_sum(b, vocab, &top_b), divergence = 0;
+        double log_a = log_sum(a, vocab, &top_a, &lead), log_b = log_sum(b, vocab, &top_b, &ignored), divergence = 0;
+        q.clear += top_a != top_b && lead > moved;
         for (uint32_t i = 0; i < vocab; i++) {
             double p = (double)a[i] - log_a;
             divergence += exp(p) * (p - ((double)b[i] - log_b));
@@ -609,7 +624,7 @@ static void test_quality(void) {
         printf("%-7s from f32: NMSE %.2g, KLD mean %.2g, max %.2g, same top %.2f %%; by 8-bit activations alone: "
                "NMSE %.2g, KLD mean %.2g, same top %.2f %%\n", fl_dtype_name(types[w - FOLOLLM_WEIGHTS_Q8]), all.nmse,
                all.mean, all.max, 100 * all.same_top, activations.nmse, activations.mean, 100 * activations.same_top);
-        CHECK(activations.nmse <= 1e-3 && activations.mean <= 2e-3 && activations.same_top >= 0.98);
+        CHECK(activations.nmse <= 1e-3 && activations.mean <= 2e-3 && activations.clear == 0 && activations.same_top >= 0.97);
         CHECK(all.mean <= most[w - FOLOLLM_WEIGHTS_Q8]);
     }
     free(exact);

@@ -251,14 +251,15 @@ static folollm_status fl_read_sampling(const folollm *f, const folollm_sampling 
     return fl_sampling_init(out, in, g->eos, g->n_eos, f->checkpoint->weights.config.vocab, error);
 }
 
+static folollm_status fl_no_slot(const folollm *f, folollm_error *error) {
+    return fl_fail(error, FOLOLLM_E_POOL, "all %u sequences are open: close one, or load with more max_seqs",
+                   (uint64_t)f->max_seqs);
+}
+
 /* A free slot, or a status that says how many there are. */
 static folollm_status fl_take_slot(folollm *f, fl_sequence **s, folollm_seq *id, folollm_error *error) {
     *s = fl_sequence_open(&f->sequences, false, id);
-    if (*s == NULL) {
-        return fl_fail(error, FOLOLLM_E_POOL, "all %u sequences are open: close one, or load with more max_seqs",
-                       (uint64_t)f->max_seqs);
-    }
-    return FOLOLLM_OK;
+    return *s != NULL ? FOLOLLM_OK : fl_no_slot(f, error);
 }
 
 FOLOLLM_API folollm_status folollm_seq_open(folollm *f, const folollm_sampling *sampling, folollm_seq *out,
@@ -334,12 +335,37 @@ FOLOLLM_API folollm_status folollm_seq_tokens(folollm *f, folollm_seq seq, folol
     return FOLOLLM_OK;
 }
 
+static folollm_status fl_save(const folollm *f, const fl_sequence *s, fl_snapshot_write_hook *write, void *user,
+                              folollm_error *error) {
+    if (!fl_snapshot_write(s, &f->worker, &f->pages, &f->checkpoint->generation, write, user)) {
+        return fl_fail(error, FOLOLLM_E_IO, "the host's write failed: the snapshot is not whole");
+    }
+    return FOLOLLM_OK;
+}
+
+FOLOLLM_API folollm_status folollm_seq_save_to(folollm *f, folollm_seq seq, fl_snapshot_write_hook *write, void *user,
+                                               folollm_error *error) {
+    fl_sequence *s = NULL;
+    FL_TRY(fl_need_sequence(f, seq, &s, error));
+    if (write == NULL) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "seq_save_to: a function that writes is needed");
+    }
+    return fl_save(f, s, write, user, error);
+}
+
+static int fl_write_memory(void *user, const void *bytes, size_t n) {
+    uint8_t **at = user;
+    memcpy(*at, bytes, n);
+    *at += n;
+    return 0;
+}
+
 FOLOLLM_API folollm_status folollm_seq_save(folollm *f, folollm_seq seq, void *buffer, size_t *n_bytes,
                                             folollm_error *error) {
     fl_sequence *s = NULL;
     FL_TRY(fl_need_sequence(f, seq, &s, error));
     if (n_bytes == NULL || (buffer == NULL && *n_bytes > 0)) {
-        return fl_fail(error, FOLOLLM_E_ARGUMENT, "seq_save: a place for the length is needed, and room of that length");
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "seq_save: a place for the length, and room of it, are needed");
     }
     size_t room = *n_bytes;
     *n_bytes = fl_snapshot_bytes(s, &f->worker, &f->checkpoint->generation);
@@ -350,32 +376,74 @@ FOLOLLM_API folollm_status folollm_seq_save(folollm *f, folollm_seq seq, void *b
         return fl_fail(error, FOLOLLM_E_BUFFER, "the snapshot has %u bytes; there is room for %u", (uint64_t)*n_bytes,
                        (uint64_t)room);
     }
-    fl_snapshot_write(s, &f->worker, &f->pages, &f->checkpoint->generation, buffer);
-    return FOLOLLM_OK;
+    uint8_t *at = buffer;
+    return fl_save(f, s, fl_write_memory, &at, error);
 }
 
-FOLOLLM_API folollm_status folollm_seq_restore(folollm *f, const void *bytes, size_t n_bytes, folollm_seq *out,
-                                               folollm_error *error) {
-    fl_snapshot snapshot;
-    fl_sequence *s = NULL;
-    FL_TRY(fl_need_weights(f, error));
-    if (bytes == NULL || out == NULL) {
-        return fl_fail(error, FOLOLLM_E_ARGUMENT, "seq_restore: bytes, and a place for the sequence, are needed");
-    }
-    FL_TRY(fl_snapshot_check(&snapshot, &f->worker, &f->checkpoint->generation, bytes, n_bytes, error));
-    if (snapshot.n_tokens > f->settings.context) {
+/* Open the sequence whose header was read. Its pages are taken from those of no use to anybody, as long as there are
+ * such; they are given back in the order in which a failure leaves the ring as it was. */
+static folollm_status fl_restore(folollm *f, const fl_snapshot *snapshot, const fl_source *source, folollm_seq *out,
+                                 folollm_error *error) {
+    size_t n_pages = fl_div_up(snapshot->n_tokens, FL_PAGE_TOKENS);
+    if (snapshot->n_tokens > f->settings.context) {
         return fl_fail(error, FOLOLLM_E_CONTEXT, "the snapshot has %u tokens; the context has %u",
-                       (uint64_t)snapshot.n_tokens, (uint64_t)f->settings.context);
+                       (uint64_t)snapshot->n_tokens, (uint64_t)f->settings.context);
     }
-    size_t n_pages = fl_div_up(snapshot.n_tokens, FL_PAGE_TOKENS);
     if (n_pages > f->pages.n_free) {
         return fl_fail(error, FOLOLLM_E_POOL, "the snapshot needs %u pages of KV cache and %u of %u are free",
                        (uint64_t)n_pages, (uint64_t)f->pages.n_free, (uint64_t)f->pages.n_pages);
     }
-    FL_TRY(fl_take_slot(f, &s, out, error));
-    fl_snapshot_read(&snapshot, s, &f->worker, &f->pages);
+    fl_sequence *s = fl_sequence_vacant(&f->sequences, false);
+    if (s == NULL) {
+        return fl_no_slot(f, error);
+    }
+    fl_sequence_reserve(s, &f->pages, snapshot->n_tokens);
+    folollm_status status =
+        fl_snapshot_read(snapshot, source, &f->checkpoint->generation, &f->worker, s, &f->pages, error);
+    if (status != FOLOLLM_OK) {
+        fl_sequence_cut(s, &f->pages, 0);
+        return status;
+    }
     fl_sequence_replay(s, &f->pages, f->checkpoint->tokenizer);
+    *out = fl_sequence_occupy(&f->sequences, s);
     return FOLOLLM_OK;
+}
+
+FOLOLLM_API folollm_status folollm_seq_restore_from(folollm *f, fl_snapshot_read_hook *read, void *user,
+                                                    folollm_seq *out, folollm_error *error) {
+    const fl_source source = {read, user, FL_SOURCE_ENDLESS};
+    fl_snapshot snapshot;
+    FL_TRY(fl_need_weights(f, error));
+    if (read == NULL || out == NULL) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT,
+                       "seq_restore_from: a function that reads, and a place for the sequence, are needed");
+    }
+    FL_TRY(fl_snapshot_open(&snapshot, &f->worker, &source, error));
+    return fl_restore(f, &snapshot, &source, out, error);
+}
+
+/* Never asked for more than there is: the header's lengths were compared with it. */
+static int fl_read_memory(void *user, void *bytes, size_t n) {
+    const uint8_t **at = user;
+    memcpy(bytes, *at, n);
+    *at += n;
+    return 0;
+}
+
+/* What lies in memory can be read twice: so that it is checked first, and a damaged snapshot touches nothing. */
+FOLOLLM_API folollm_status folollm_seq_restore(folollm *f, const void *bytes, size_t n_bytes, folollm_seq *out,
+                                               folollm_error *error) {
+    const uint8_t *at = bytes;
+    const fl_source source = {fl_read_memory, &at, n_bytes};
+    fl_snapshot snapshot;
+    FL_TRY(fl_need_weights(f, error));
+    if (bytes == NULL || out == NULL) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "seq_restore: bytes, and a place for the sequence, are needed");
+    }
+    FL_TRY(fl_snapshot_open(&snapshot, &f->worker, &source, error));
+    FL_TRY(fl_snapshot_read(&snapshot, &source, &f->checkpoint->generation, &f->worker, NULL, NULL, error));
+    at = (const uint8_t *)bytes + FL_SNAPSHOT_HEADER;
+    return fl_restore(f, &snapshot, &source, out, error);
 }
 
 FOLOLLM_API folollm_status folollm_seq_close(folollm *f, folollm_seq seq, folollm_error *error) {
@@ -457,6 +525,11 @@ static folollm_status fl_check_submission(folollm *f, const folollm_submission *
     if (in->weight > FL_WEIGHT_MAX || in->n_answers > f->max_requests) {
         return fl_fail(error, FOLOLLM_E_ARGUMENT, "submission: at most %u weight, and %u n_answers (max_requests)",
                        (uint64_t)FL_WEIGHT_MAX, (uint64_t)f->max_requests);
+    }
+    if (in->n_top > FOLOLLM_TOP_MAX || in->n_top > f->checkpoint->weights.config.vocab) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT,
+                       "submission.n_top is %u; at most %u are given, and no more than there are",
+                       (uint64_t)in->n_top, (uint64_t)FOLOLLM_TOP_MAX);
     }
     if (in->deadline != 0 && f->memory.host.clock == NULL) {
         return fl_fail(error, FOLOLLM_E_ARGUMENT, "submission.deadline: options.host has no clock");

@@ -32,7 +32,7 @@ static folollm_status fl_check_options(const folollm_options *o, folollm_error *
         return fl_fail(error, FOLOLLM_E_ARGUMENT, "options: at most %u max_requests, and as many max_running",
                        (uint64_t)FL_REQUESTS_MAX);
     }
-    if ((unsigned)o->kv > FOLOLLM_KV_Q4 || (unsigned)o->isa > FOLOLLM_ISA_AVX512) {
+    if ((unsigned)o->kv > FOLOLLM_KV_Q4 || (unsigned)o->isa > FOLOLLM_ISA_NEON) {
         return fl_fail(error, FOLOLLM_E_ARGUMENT, "options.kv or options.isa is none of its constants");
     }
     if ((unsigned)o->weights > FOLOLLM_WEIGHTS_Q6_K) {
@@ -222,7 +222,8 @@ static void fl_engine_layout(folollm *f) {
     fl_layout_holes(f, &f->arena);
     fl_executor_layout(&f->executor, &f->arena, f->settings.n_rows, f->max_seqs,
                        f->max_seqs > f->max_running ? f->max_seqs : f->max_running, vocab);
-    fl_driver_layout(&f->driver, &f->arena, f->max_requests, f->max_running, f->settings.context);
+    fl_driver_layout(&f->driver, &f->arena, f->max_requests, f->max_running, f->settings.context,
+                     f->memory.host.log_step != NULL);
 }
 
 /* owner: of the checkpoint; an engine made by folollm_share takes only its own part. */

@@ -12,6 +12,13 @@
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(__aarch64__) && defined(_WIN32)
+#define FL_WINDOWS_DOTPROD 43 /* PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE, which older headers do not name */
 #endif
 
 /* ---- The system's files -- */
@@ -270,7 +277,7 @@ FL_LOCAL folollm_status fl_file_slurp(fl_memory *m, const char *directory, const
 /* ---- Processor -- */
 
 FL_LOCAL fl_cpu fl_cpu_features(void) {
-    fl_cpu cpu = {false, false, false, false};
+    fl_cpu cpu = {false, false, false, false, false};
 #if defined(__x86_64__) || defined(__i386__)
     unsigned a, b, c, d;
     cpu.prefetch = __get_cpuid(0, &a, &b, &c, &d) && b == signature_INTEL_ebx;
@@ -287,6 +294,14 @@ FL_LOCAL fl_cpu fl_cpu_features(void) {
     cpu.avx2 = fma && (b & bit_AVX2) && (low & 0x06) == 0x06;
     cpu.avx512 = cpu.avx2 && (b & wide) == wide && (low & 0xE6) == 0xE6;
     cpu.vnni = cpu.avx512 && (c & bit_AVX512VNNI) != 0;
+#elif defined(__aarch64__) && defined(__linux__)
+    cpu.dotprod = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#elif defined(__aarch64__) && defined(__APPLE__)
+    int there = 0;
+    size_t n_bytes = sizeof there;
+    cpu.dotprod = sysctlbyname("hw.optional.arm.FEAT_DotProd", &there, &n_bytes, NULL, 0) == 0 && there != 0;
+#elif defined(__aarch64__) && defined(_WIN32)
+    cpu.dotprod = IsProcessorFeaturePresent(FL_WINDOWS_DOTPROD) != 0;
 #endif
     return cpu;
 }

@@ -60,6 +60,7 @@ typedef struct fl_cpu {
     bool avx2;   /* AVX2, FMA, F16C, and the system saves the registers */
     bool avx512; /* F, BW, DQ, VL beside all of that */
     bool vnni;   /* AVX-512 VNNI beside all of that */
+    bool dotprod; /* of 64-bit ARM: SDOT */
     bool prefetch; /* one stream through memory is read faster when told ahead of it: Intel's; AMD's is slower then */
 } fl_cpu;
 

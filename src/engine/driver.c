@@ -4,8 +4,8 @@
 #define FL_PROMPT_ROWS_MIN 4      /* fewer cost as much: the weights must be read all the same */
 
 FL_LOCAL void fl_driver_layout(fl_driver *d, fl_arena *arena, uint32_t n_requests, uint32_t max_running,
-                               uint32_t context) {
-    fl_scheduler_layout(&d->scheduler, arena, n_requests, max_running, context);
+                               uint32_t context, bool logs) {
+    fl_scheduler_layout(&d->scheduler, arena, n_requests, max_running, context, logs);
 }
 
 FL_LOCAL void fl_driver_init(fl_driver *d, fl_executor *executor, const fl_chooser *chooser,
@@ -19,9 +19,9 @@ FL_LOCAL void fl_driver_init(fl_driver *d, fl_executor *executor, const fl_choos
     d->chooser = *chooser;
     d->chooser.limit = (uint32_t)fl_min(chooser->limit, (size_t)executor->pages->n_pages * FL_PAGE_TOKENS);
     d->host = host;
-    size_t row_bytes = fl_matrix_bytes(head->parts[0].type, FL_LANES, head->n_cols) / FL_LANES;
+    size_t row_bytes = fl_matrix_bytes(head->parts[0].type, FL_PANEL, head->n_cols) / FL_PANEL;
     d->fine.kv_heads = fl_min(w->cpu.n_slots, w->weights->config.n_kv_heads);
-    d->fine.head_rows = fl_lanes(fl_max(FL_SLICE_BYTES / row_bytes, 64));
+    d->fine.head_rows = fl_max(FL_SLICE_BYTES / row_bytes, 64) / FL_PANEL * FL_PANEL;
     d->prompt_rows = (uint32_t)fl_min(16, executor->max_rows);
 }
 
@@ -60,6 +60,7 @@ FL_LOCAL folollm_status fl_driver_submit(fl_driver *d, const folollm_submission 
         r->submitted_us = fl_driver_now(d);
         r->event.answer = i;
         r->event.tag = in->tag;
+        r->n_top = in->n_top;
         r->event.metrics.prompt_tokens = r->n_known;
     }
     return FOLOLLM_OK;
@@ -75,6 +76,8 @@ static void fl_driver_end(fl_driver *d, fl_request *r, folollm_finish finish, fo
         e->stop_index = -1;
         e->text = r->s->text;
         e->n_bytes = 0;
+        e->top = NULL;
+        e->n_top = 0;
         memset(&e->chosen, 0, sizeof e->chosen);
     }
     fl_stream_finish(&r->s->stream, r->s->text, &e->n_bytes);
@@ -143,7 +146,7 @@ static void fl_driver_choose(fl_driver *d, fl_request *r, const float *logits) {
         fl_driver_end(d, r, FOLOLLM_FINISH_ERROR, FOLOLLM_E_NUMERIC);
         return;
     }
-    if (!fl_sequence_choose(r->s, &d->chooser, logits, &after, &sampled, NULL, 0)) {
+    if (!fl_sequence_choose(r->s, &d->chooser, logits, &after, &sampled, r->top, r->n_top)) {
         fl_driver_end(d, r, FOLOLLM_FINISH_ERROR, FOLOLLM_E_STATE);
         return;
     }
@@ -156,6 +159,8 @@ static void fl_driver_choose(fl_driver *d, fl_request *r, const float *logits) {
     e->chosen = sampled.chosen;
     e->text = sampled.text;
     e->n_bytes = sampled.n_bytes;
+    e->top = r->n_top > 0 ? r->top : NULL;
+    e->n_top = r->n_top;
     e->metrics.output_tokens++;
     fl_driver_note_times(d, r);
     r->has_event = true;
@@ -309,6 +314,9 @@ static folollm_status fl_driver_plan(fl_driver *d, const folollm_budget *budget,
     uint32_t rows = d->executor->max_rows;
     rows = budget->tokens != 0 && budget->tokens < rows ? budget->tokens : rows;
     fl_scheduler_plan(s, rows, d->until != UINT64_MAX && d->prompt_rows < rows ? d->prompt_rows : rows);
+    if (s->line != NULL && s->n_waiting + s->n_running > 0) {
+        d->host->log_step(d->host->user, s->line);
+    }
     if (s->n_placed > 0) {
         fl_driver_begin(d);
     } else if (s->n_waiting + s->n_running > 0) {

@@ -30,7 +30,7 @@ typedef struct fl_driver {
 } fl_driver;
 
 FL_LOCAL void fl_driver_layout(fl_driver *d, fl_arena *arena, uint32_t n_requests, uint32_t max_running,
-                               uint32_t context);
+                               uint32_t context, bool logs);
 FL_LOCAL void fl_driver_init(fl_driver *d, fl_executor *executor, const fl_chooser *chooser,
                              const folollm_host *host);
 

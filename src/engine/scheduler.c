@@ -2,9 +2,10 @@
 
 #define FL_FLOW_UNIT (UINT64_C(1) << 20) /* one row for weight 1 */
 #define FL_PROMPT_SHARE 8                /* prompts get at least one in so many rows of a step */
+#define FL_CHOICE_BYTES 96               /* most of one choice in words, and twice that of what was there */
 
 FL_LOCAL void fl_scheduler_layout(fl_scheduler *s, fl_arena *arena, uint32_t n_requests, uint32_t max_running,
-                                  uint32_t context) {
+                                  uint32_t context, bool logs) {
     s->n_requests = n_requests;
     s->max_running = max_running;
     s->requests = fl_take(arena, n_requests, sizeof *s->requests);
@@ -12,9 +13,34 @@ FL_LOCAL void fl_scheduler_layout(fl_scheduler *s, fl_arena *arena, uint32_t n_r
     s->placed = fl_take(arena, max_running, sizeof *s->placed);
     for (uint32_t i = 0; i < n_requests; i++) {
         folollm_token *tokens = fl_take(arena, context, sizeof *tokens);
+        folollm_logprob *top = fl_take(arena, FOLOLLM_TOP_MAX, sizeof *top);
         if (s->requests != NULL) {
             s->requests[i].tokens = tokens;
+            s->requests[i].top = top;
         }
+    }
+    /* In a step each may be preempted once and wait once, and each that runs be admitted, get rows, and have none. */
+    s->line_room = FL_CHOICE_BYTES * (2 + 2 * (size_t)n_requests + 3 * (size_t)max_running);
+    s->line = logs ? fl_take(arena, s->line_room, 1) : NULL;
+}
+
+/* ---- In words -- */
+
+static void fl_tell_begin(fl_scheduler *s, uint32_t max_rows) {
+    if (s->line != NULL) {
+        s->line_bytes = fl_format(s->line, s->line_room,
+                                  "step %u: up to %u rows, %u of %u run, %u wait, %u pages free, %u of them cached",
+                                  s->step, (uint64_t)max_rows, (uint64_t)s->n_running, (uint64_t)s->max_running,
+                                  (uint64_t)s->n_waiting, (uint64_t)s->pages->n_free, (uint64_t)s->pages->n_cached);
+    }
+}
+
+/* what: a format of at most three numbers. */
+static void fl_tell(fl_scheduler *s, const fl_request *r, const char *what, uint64_t a, uint64_t b, uint64_t c) {
+    if (s->line != NULL) {
+        s->line_bytes += fl_format(s->line + s->line_bytes, s->line_room - s->line_bytes, "; %u/%u ", r->event.tag,
+                                   (uint64_t)r->event.answer);
+        s->line_bytes += fl_format(s->line + s->line_bytes, s->line_room - s->line_bytes, what, a, b, c);
     }
 }
 
@@ -44,8 +70,10 @@ FL_LOCAL fl_request *fl_scheduler_open(fl_scheduler *s, uint32_t flow, uint32_t 
     }
     fl_request *r = fl_request_of(s, sequence);
     folollm_token *tokens = r->tokens;
+    folollm_logprob *top = r->top;
     memset(r, 0, sizeof *r);
     r->tokens = tokens;
+    r->top = top;
     r->s = sequence;
     r->state = FL_REQUEST_WAITING;
     r->flow = fl_flow_join(s, flow, weight);
@@ -196,8 +224,9 @@ static void fl_note(fl_scheduler *s, const fl_request *r, uint32_t what) {
     s->stats->schedule_hash = fl_mix(s->stats->schedule_hash ^ fl_mix(r->arrival) ^ fl_mix(s->step << 32 | what));
 }
 
-static void fl_preempt(fl_scheduler *s, fl_request *r) {
+static void fl_preempt(fl_scheduler *s, fl_request *r, const fl_request *than) {
     fl_note(s, r, UINT32_MAX);
+    fl_tell(s, r, "preempted at %u for %u/%u", r->s->n_tokens, than->event.tag, than->event.answer);
     fl_release_pages(s, r);
     if (r->state == FL_REQUEST_RUNNING) {
         s->n_running--;
@@ -237,7 +266,7 @@ static fl_request *fl_victim(fl_scheduler *s, const fl_request *than, bool to_be
 static uint32_t fl_make_room(fl_scheduler *s, fl_request *r, uint32_t n) {
     fl_request *victim;
     while (fl_sequence_pages_wanted(r->s, s->pages, n) > s->pages->n_free && (victim = fl_victim(s, r, false)) != NULL) {
-        fl_preempt(s, victim);
+        fl_preempt(s, victim, r);
     }
     while (n > 0 && fl_sequence_pages_wanted(r->s, s->pages, n) > s->pages->n_free) {
         n--;
@@ -317,8 +346,11 @@ static uint32_t fl_place(fl_scheduler *s, fl_request *r, uint32_t n) {
     uint32_t known = r->n_known - r->s->n_tokens;
     n = fl_make_room(s, r, n < known ? n : known);
     if (n == 0) {
+        fl_tell(s, r, "stays: no page is free", 0, 0, 0);
         return 0;
     }
+    bool writes = n == 1 && r->s->n_tokens >= r->s->n_prompt;
+    fl_tell(s, r, writes ? "writes at %u" : "reads from %u: %u of %u", r->s->n_tokens, n, known);
     fl_placed placed = {fl_request_index(s, r), r->s->handle};
     s->placed[s->n_placed++] = placed;
     r->origin = fl_sequence_reserve(r->s, s->pages, n);
@@ -342,13 +374,16 @@ static bool fl_admit(fl_scheduler *s, fl_request *r) {
     while (fl_sequence_pages_wanted(r->s, s->pages, n) + promised > s->pages->n_free) {
         victim = fl_victim(s, r, true);
         if (victim == NULL) {
+            fl_tell(s, r, "waits: %u pages wanted, %u free, %u promised", fl_sequence_pages_wanted(r->s, s->pages, n),
+                   s->pages->n_free, promised);
             if (fresh) {
                 fl_release_pages(s, r);
             }
             return false;
         }
-        fl_preempt(s, victim);
+        fl_preempt(s, victim, r);
     }
+    fl_tell(s, r, fresh ? "admitted, found %u of %u" : "admitted, holds %u of %u", r->s->n_tokens, r->n_known, 0);
     if (fresh) {
         fl_count_prefix(s, r);
     }
@@ -398,6 +433,7 @@ FL_LOCAL void fl_scheduler_plan(fl_scheduler *s, uint32_t max_rows, uint32_t max
     s->step++;
     s->n_placed = 0;
     s->preempted = false;
+    fl_tell_begin(s, max_rows);
     left -= fl_serve(s, FL_CLASS_ONE_ROW, max_rows - for_prompts, 1);
     prompts = left < max_prompt_rows ? left : max_prompt_rows;
     uint32_t given = fl_serve(s, FL_CLASS_PROMPT, prompts, prompts);

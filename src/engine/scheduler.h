@@ -59,6 +59,8 @@ typedef struct fl_request { /* one answer */
     uint64_t submitted_us;
     bool has_event;         /* which is not handed out yet; until then it gets no row */
     folollm_event event;    /* seq, answer, tag and metrics are kept up all the time */
+    folollm_logprob *top;   /* (FOLOLLM_TOP_MAX) of the event; n_top of them are wanted */
+    uint32_t n_top;
 } fl_request;
 
 typedef struct fl_flow {
@@ -83,10 +85,13 @@ typedef struct fl_scheduler {
     uint32_t n_placed;
     uint64_t step, n_arrived, virtual_time;
     bool preempted;       /* in the step at hand: then nobody is let in */
+    char *line;           /* (line_room) what the last plan chose, for host.log_step; NULL: nobody wants to know */
+    size_t line_room, line_bytes;
 } fl_scheduler;
 
+/* logs: plans are put into words. */
 FL_LOCAL void fl_scheduler_layout(fl_scheduler *s, fl_arena *arena, uint32_t n_requests, uint32_t max_running,
-                                  uint32_t context);
+                                  uint32_t context, bool logs);
 
 /* A waiting request, empty but for its slot, in the flow of that name; NULL: all are taken. */
 FL_LOCAL fl_request *fl_scheduler_open(fl_scheduler *s, uint32_t flow, uint32_t weight, folollm_seq *id);

@@ -18,25 +18,36 @@ FL_LOCAL void fl_sequences_layout(fl_sequences *all, fl_arena *arena, uint32_t n
     }
 }
 
-FL_LOCAL fl_sequence *fl_sequence_open(fl_sequences *all, bool driven, folollm_seq *id) {
+FL_LOCAL fl_sequence *fl_sequence_vacant(const fl_sequences *all, bool driven) {
     uint32_t end = driven ? all->n_slots : all->n_own;
     for (uint32_t i = driven ? all->n_own : 0; i < end; i++) {
-        fl_sequence *s = &all->slots[i];
-        if (s->handle != 0) {
-            continue;
+        if (all->slots[i].handle == 0) {
+            return &all->slots[i];
         }
-        /* After 2^19 - 1 uses of a slot its generations begin again: a handle kept that long may match. */
-        s->generation = s->generation % (UINT32_MAX / FL_SEQS_MAX) + 1;
+    }
+    return NULL;
+}
+
+FL_LOCAL folollm_seq fl_sequence_occupy(fl_sequences *all, fl_sequence *s) {
+    uint32_t slot = (uint32_t)(s - all->slots);
+    /* After 2^19 - 1 uses of a slot its generations begin again: a handle kept that long may match. */
+    s->generation = s->generation % (UINT32_MAX / FL_SEQS_MAX) + 1;
+    all->n_open += slot < all->n_own;
+    folollm_seq id = s->generation * FL_SEQS_MAX + slot;
+    fl_atomic_store(&s->cancelled, (folollm_seq)0);
+    fl_atomic_store(&s->handle, id);
+    return id;
+}
+
+FL_LOCAL fl_sequence *fl_sequence_open(fl_sequences *all, bool driven, folollm_seq *id) {
+    fl_sequence *s = fl_sequence_vacant(all, driven);
+    if (s != NULL) {
         s->has_logits = false;
         s->n_tokens = s->n_prompt = s->n_pages = 0;
         memset(&s->stream, 0, sizeof s->stream);
-        all->n_open += !driven;
-        *id = s->generation * FL_SEQS_MAX + i;
-        fl_atomic_store(&s->cancelled, (folollm_seq)0);
-        fl_atomic_store(&s->handle, *id);
-        return s;
+        *id = fl_sequence_occupy(all, s);
     }
-    return NULL;
+    return s;
 }
 
 FL_LOCAL folollm_status fl_sequence_find(const fl_sequences *all, folollm_seq id, fl_sequence **out,

@@ -34,6 +34,12 @@ typedef struct fl_sequences {
 FL_LOCAL void fl_sequences_layout(fl_sequences *all, fl_arena *arena, uint32_t n_own, uint32_t n_driven,
                                   uint32_t context, uint32_t vocab, size_t text_room);
 
+/* A free slot of either kind, which holds no pages; NULL: none is free. */
+FL_LOCAL fl_sequence *fl_sequence_vacant(const fl_sequences *all, bool driven);
+
+/* Open it as it is; returns its handle. */
+FL_LOCAL folollm_seq fl_sequence_occupy(fl_sequences *all, fl_sequence *s);
+
 /* A free slot of either kind, now open and empty; NULL: none is free. */
 FL_LOCAL fl_sequence *fl_sequence_open(fl_sequences *all, bool driven, folollm_seq *id);
 

@@ -1,5 +1,5 @@
-/* Snapshots: a sequence as bytes, and back. A snapshot may come from anywhere: all of it is checked before anything is
- * taken.
+/* Snapshots: a sequence as bytes, and back. They go through functions of the host in pieces, so that nobody needs to
+ * hold them whole. A snapshot may come from anywhere: nothing of it is visible before all of it was checked.
  *
  *     header (FL_SNAPSHOT_HEADER bytes): magic, version, what it fits, lengths; per section its length and checksum;
  *                                        the checksum of all this
@@ -8,7 +8,8 @@
  *     logits    (vocab) float, if the sequence has any
  *     KV        [layer][K, V][kv_head][token] rows as the cache holds them, independent of pages
  *
- * Everything is little-endian. The text stream is not in it: it follows from the tokens. */
+ * The checksums stand in front, so that a reader knows from the header alone what is to come; a writer goes through the
+ * sequence twice. Everything is little-endian. The text stream is not in it: it follows from the tokens. */
 #ifndef FL_SNAPSHOT_H
 #define FL_SNAPSHOT_H
 
@@ -16,22 +17,43 @@
 #include "engine/worker.h"
 #include "model/generation.h"
 
-typedef struct fl_snapshot {
+enum { FL_SECTION_TOKENS, FL_SECTION_SAMPLING, FL_SECTION_LOGITS, FL_SECTION_KV, FL_SECTIONS };
+
+/* magic, version, KV type, fingerprint of the model, layers, kv heads, head_dim, vocab, tokens, prompt; sections;
+ * checksum */
+#define FL_SNAPSHOT_HEADER (8 + 4 + 4 + 8 + 6 * 4 + FL_SECTIONS * 16 + 8)
+
+/* 0, or non-zero for a failure; see folollm_seq_save_to and folollm_seq_restore_from. */
+typedef int fl_snapshot_write_hook(void *user, const void *bytes, size_t n);
+typedef int fl_snapshot_read_hook(void *user, void *bytes, size_t n);
+
+#define FL_SOURCE_ENDLESS UINT64_MAX
+
+typedef struct fl_source {
+    fl_snapshot_read_hook *read;
+    void *user;
+    uint64_t n_bytes; /* a snapshot and nothing else has so many; FL_SOURCE_ENDLESS: not known */
+} fl_source;
+
+typedef struct fl_snapshot { /* what the header says, checked */
     uint32_t n_tokens, n_prompt;
-    fl_sampling sampling;
-    const uint8_t *tokens, *logits, *kv; /* within the bytes; logits NULL: none */
+    uint64_t lengths[FL_SECTIONS], checksums[FL_SECTIONS];
 } fl_snapshot;
 
 FL_LOCAL size_t fl_snapshot_bytes(const fl_sequence *s, const fl_worker *w, const fl_generation *generation);
 
-/* to: room for fl_snapshot_bytes. */
-FL_LOCAL void fl_snapshot_write(const fl_sequence *s, fl_worker *w, const fl_pages *pages,
-                                const fl_generation *generation, uint8_t *to);
+/* False: a write failed. */
+FL_LOCAL bool fl_snapshot_write(const fl_sequence *s, const fl_worker *w, const fl_pages *pages,
+                                const fl_generation *generation, fl_snapshot_write_hook *write, void *user);
 
-FL_LOCAL folollm_status fl_snapshot_check(fl_snapshot *snapshot, const fl_worker *w, const fl_generation *generation,
-                                          const uint8_t *bytes, size_t n_bytes, folollm_error *error);
+/* Read the header. */
+FL_LOCAL folollm_status fl_snapshot_open(fl_snapshot *snapshot, const fl_worker *w, const fl_source *source,
+                                         folollm_error *error);
 
-/* Fill a sequence that was just opened; there are pages for it. */
-FL_LOCAL void fl_snapshot_read(const fl_snapshot *snapshot, fl_sequence *s, fl_worker *w, fl_pages *pages);
+/* Read the rest and check it. s NULL: no more than that. Else an empty slot that is not open, with pages reserved for
+ * all tokens: they and its logits are filled on the way; what else it is changes only on success. */
+FL_LOCAL folollm_status fl_snapshot_read(const fl_snapshot *snapshot, const fl_source *source,
+                                         const fl_generation *generation, fl_worker *w, fl_sequence *s,
+                                         fl_pages *pages, folollm_error *error);
 
 #endif

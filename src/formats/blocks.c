@@ -151,7 +151,7 @@ FL_INLINE int32_t fl_level(float twice_x, int32_t low, int32_t top) {
 }
 
 /* The sum of n numbers, 16 or 32, which are lost: by halves, an order that vectors can take. */
-FL_INLINE float fl_sum(float *v, size_t n) {
+FL_INLINE float fl_block_sum(float *v, size_t n) {
     if (n == 32) {
         for (size_t i = 0; i < 16; i++) {
             v[i] += v[i + 16];
@@ -231,7 +231,7 @@ FL_INLINE float fl_fit_step(const float *x, size_t n, int32_t top) {
             qx[i] = q * fl_cut(x[i], 6);
             qq[i] = q * q;
         }
-        float sum_qx = fl_sum(qx, n), sum_qq = fl_sum(qq, n), fitted = sum_qq != 0 ? sum_qx / sum_qq : 0;
+        float sum_qx = fl_block_sum(qx, n), sum_qq = fl_block_sum(qq, n), fitted = sum_qq != 0 ? sum_qx / sum_qq : 0;
         float explained = sum_qx * fitted;
         step = explained > best ? fitted : step;
         best = fl_greater(best, explained);
@@ -272,7 +272,7 @@ FL_INLINE float fl_line_error(const float *x, size_t n, fl_line line, int32_t lo
         float off = fl_cut(x[i] - (line.step * (float)q[i] - line.min), 12);
         squares[i] = off * off;
     }
-    return fl_sum(squares, n);
+    return fl_block_sum(squares, n);
 }
 
 /* 32 numbers on a line, q in 0..top and min >= 0. The search is over y, the numbers above the least of them or above
@@ -289,7 +289,7 @@ static fl_line fl_fit_line(const float *x, int32_t top) {
         y[i] = qy[i] = fl_cut(x[i] - least, 6);
     }
     float unit = fl_twice_inverse(most - least) * 0.2f;
-    double sum_y = (double)fl_sum(qy, 32);
+    double sum_y = (double)fl_block_sum(qy, 32);
     for (int32_t t = 5 * top - 14; t < 5 * top + 6; t++) {
         float twice = unit * (float)t;
         for (size_t i = 0; i < 32; i++) {
@@ -298,7 +298,7 @@ static fl_line fl_fit_line(const float *x, int32_t top) {
             qy[i] = q * y[i];
             qq[i] = q * q;
         }
-        double sum_q = (double)fl_sum(qs, 32), sum_qy = (double)fl_sum(qy, 32), sum_qq = (double)fl_sum(qq, 32);
+        double sum_q = (double)fl_block_sum(qs, 32), sum_qy = (double)fl_block_sum(qy, 32), sum_qq = (double)fl_block_sum(qq, 32);
         double spread = 32 * sum_qq - sum_q * sum_q, mean = sum_y * sum_qq - sum_q * sum_qy;
         float shift = fl_lesser(spread != 0 ? (float)(mean / spread) : 0, -least);
         float rest = (float)(sum_qy - (double)shift * sum_q), slope = sum_qq != 0 ? rest / (float)sum_qq : 0;

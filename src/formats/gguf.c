@@ -251,7 +251,7 @@ static fl_gguf_value fl_gguf_value_at(fl_gguf_type type, const uint8_t *at) {
 
 static folollm_status fl_gguf_read_entry(fl_gguf_reader *r, size_t i) {
     fl_str key;
-    fl_gguf_type type;
+    fl_gguf_type type = FL_GGUF_U8;
     FL_TRY(fl_gguf_read_name(r, "a key", FL_GGUF_KEY_MAX, &key));
     FL_TRY(fl_gguf_read_type(r, &type));
     size_t at = r->at;

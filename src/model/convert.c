@@ -1,6 +1,6 @@
 #include "model/convert.h"
 
-#define FL_CONVERT_BYTES ((size_t)1 << 22) /* read at once, or sixteen rows if these are more */
+#define FL_CONVERT_BYTES ((size_t)1 << 22) /* read at once, or a panel of rows if these are more */
 
 /* slot: [ a row of floats in whole units | FL_PANEL rows of blocks ] */
 static size_t fl_slot_floats(size_t n_cols) {
@@ -72,7 +72,7 @@ static void fl_read_row(fl_dtype from, const uint8_t *row, size_t n, float *x) {
     }
 }
 
-/* Sixteen rows. */
+/* The rows of a panel. */
 static void fl_convert_task(void *context, size_t task, size_t slot) {
     const fl_convert_job *j = context;
     size_t first = task * FL_PANEL, n = fl_min(j->n_rows - first, FL_PANEL);

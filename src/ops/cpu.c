@@ -3,7 +3,7 @@
  *
  * A product of few rows streams the weights as they are stored; of many rows, it expands a panel of FL_PANEL_OUTS
  * weight rows to float once and uses it for every row while it is in the cache. Packed weights (packed.h) are laid open
- * chunk by chunk, two panels at a time, and multiplied with rows of integers, few or many:
+ * panel by panel, chunk by chunk, and multiplied with rows of integers, few or many:
  *
  *     slot scratch:  [ slabs | panel: FL_PANEL_OUTS x n_cols | tile: n_rows x outs | tile of the second part ]
  *     in rope_store: [ integers | a row of the cache ]
@@ -97,24 +97,23 @@ static void fl_product_plain(const fl_product *p, fl_dtype type, const uint8_t *
     }
 }
 
-/* The same of packed weights, n_slabs panels from w on, with rows of integers. */
-static void fl_product_slabs(const fl_product *p, fl_dtype type, const uint8_t *w, size_t n_slabs, fl_slab *slabs,
+/* The same of a packed panel, or the upper half of it (n_slabs 1), with rows of integers. */
+static void fl_product_slabs(const fl_product *p, fl_dtype type, const uint8_t *panel, size_t n_slabs, fl_slab *slabs,
                              float *tile) {
     const fl_kernels *k = p->cpu->kernels;
-    size_t n_units = fl_units(p->w->n_cols), panel_bytes = fl_panel_bytes(type, p->w->n_cols);
-    size_t at = fl_panel_head_bytes(type);
+    size_t n_units = fl_units(p->w->n_cols);
+    const uint8_t *chunk = panel + fl_panel_head_bytes(type);
     const fl_chunk8 *x = p->cpu->integers;
     for (size_t r = 0; r < p->n_rows; r++) {
-        memset(tile + r * p->outs, 0, n_slabs * FL_PANEL * sizeof *tile);
+        memset(tile + r * p->outs, 0, n_slabs * FL_LANES * sizeof *tile);
     }
     for (size_t u = 0; u < n_units; u += FL_CHUNK_UNITS, x += p->n_rows) {
-        size_t n = fl_min(n_units - u, FL_CHUNK_UNITS);
+        size_t n = fl_min(n_units - u, FL_CHUNK_UNITS), bytes = fl_chunk_bytes(type, n);
         for (size_t s = 0; s < n_slabs; s++) {
-            const uint8_t *panel = w + s * panel_bytes;
-            k->open(type, panel, panel + at, n, p->cpu->ahead, slabs + s);
+            k->open(type, panel + s * FL_LANES * sizeof(float), chunk + s * bytes, n, p->cpu->ahead, slabs + s);
         }
         k->accumulate(type, x, p->n_rows, n, slabs, n_slabs, tile, p->outs);
-        at += fl_chunk_bytes(type, n);
+        chunk += FL_SLABS * bytes;
     }
 }
 
@@ -131,31 +130,32 @@ static void fl_slab_row(fl_dtype type, const fl_slab *slab, size_t row, size_t n
     }
 }
 
-/* Rows [first, first + n) of a packed panel as floats, to y (n, stride). */
-static void fl_open_rows(const fl_cpu_backend *cpu, fl_dtype type, const uint8_t *panel, size_t n_cols, size_t first,
+/* n rows of a packed matrix from the first on, all in one half of a panel, as floats, to y (n, stride). */
+static void fl_open_rows(const fl_cpu_backend *cpu, fl_dtype type, const uint8_t *w, size_t n_cols, size_t first,
                          size_t n, fl_slab *slab, float *y, size_t stride) {
-    size_t n_units = fl_units(n_cols);
+    size_t n_units = fl_units(n_cols), half = first % FL_PANEL / FL_LANES;
+    const uint8_t *panel = w + first / FL_PANEL * fl_panel_bytes(type, n_cols);
     const uint8_t *chunk = panel + fl_panel_head_bytes(type);
     for (size_t u = 0; u < n_units; u += FL_CHUNK_UNITS) {
-        size_t units = fl_min(n_units - u, FL_CHUNK_UNITS), begin = u * FL_UNIT;
-        cpu->kernels->open(type, panel, chunk, units, 0, slab);
-        chunk += fl_chunk_bytes(type, units);
+        size_t units = fl_min(n_units - u, FL_CHUNK_UNITS), bytes = fl_chunk_bytes(type, units), begin = u * FL_UNIT;
+        cpu->kernels->open(type, panel + half * FL_LANES * sizeof(float), chunk + half * bytes, units, 0, slab);
+        chunk += FL_SLABS * bytes;
         for (size_t r = 0; r < n; r++) {
-            fl_slab_row(type, slab, first + r, fl_min(n_cols - begin, FL_CHUNK), y + r * stride + begin);
+            fl_slab_row(type, slab, first % FL_LANES + r, fl_min(n_cols - begin, FL_CHUNK), y + r * stride + begin);
         }
     }
 }
 
-/* The same of packed weights with rows of floats. */
-static void fl_product_opened(const fl_product *p, fl_dtype type, const uint8_t *w, size_t n_outs, fl_slab *slab,
+/* The same as fl_product_slabs of packed rows [first, first + n_outs) with rows of floats. */
+static void fl_product_opened(const fl_product *p, const fl_part *part, size_t first, size_t n_outs, fl_slab *slab,
                               float *panel, float *tile) {
-    size_t n = p->w->n_cols, stride = fl_padded(n), panel_bytes = fl_panel_bytes(type, n);
-    for (size_t r = 0; r < FL_PANEL; r++) {
+    size_t n = p->w->n_cols, stride = fl_padded(n);
+    for (size_t r = 0; r < FL_LANES; r++) {
         memset(panel + r * stride + n, 0, (fl_lanes(n) - n) * sizeof *panel);
     }
-    for (size_t o = 0; o < n_outs; o += FL_PANEL, w += panel_bytes) {
-        size_t outs = fl_min(n_outs - o, FL_PANEL);
-        fl_open_rows(p->cpu, type, w, n, 0, outs, slab, panel, stride);
+    for (size_t o = 0; o < n_outs; o += FL_LANES) {
+        size_t outs = fl_min(n_outs - o, FL_LANES);
+        fl_open_rows(p->cpu, part->type, part->data, n, first + o, outs, slab, panel, stride);
         p->cpu->kernels->matmul(p->x, stride, p->n_rows, panel, stride, outs, fl_lanes(n), tile + o, p->outs);
     }
 }
@@ -170,10 +170,10 @@ static void fl_product_tile(const fl_product *p, const fl_part *part, size_t fir
     if (!fl_is_packed(part->type)) {
         fl_product_plain(p, part->type, w, n_outs, panel, tile);
     } else if (p->cpu->float_activations) {
-        fl_product_opened(p, part->type, w, n_outs, slabs, panel, tile);
+        fl_product_opened(p, part, first, n_outs, slabs, panel, tile);
     } else {
-        for (size_t o = 0; o < n_outs; o += FL_SLABS * FL_PANEL) {
-            size_t n_slabs = fl_min(fl_div_up(n_outs - o, FL_PANEL), FL_SLABS);
+        for (size_t o = 0; o < n_outs; o += FL_PANEL) {
+            size_t n_slabs = n_outs - o > FL_LANES ? 2 : 1;
             fl_product_slabs(p, part->type, w + fl_matrix_bytes(part->type, o, n), n_slabs, slabs, tile + o);
         }
     }
@@ -281,10 +281,8 @@ static void fl_cpu_embed(fl_backend *b, const fl_matrix *table, const fl_batch *
         size_t token = (size_t)batch->tokens[r];
         float *to = x + r * fl_padded(n);
         if (fl_is_packed(part->type)) {
-            const uint8_t *panel = (const uint8_t *)part->data + token / FL_PANEL * fl_panel_bytes(part->type, n);
             memset(to + n, 0, (fl_lanes(n) - n) * sizeof *to);
-            fl_open_rows(cpu, part->type, panel, n, token % FL_PANEL, 1, (fl_slab *)(void *)fl_cpu_scratch(cpu, 0), to,
-                         fl_padded(n));
+            fl_open_rows(cpu, part->type, part->data, n, token, 1, (fl_slab *)(void *)fl_cpu_scratch(cpu, 0), to, 0);
         } else {
             cpu->kernels->expand(part->type, (const uint8_t *)part->data + token * row_bytes, n, to);
         }

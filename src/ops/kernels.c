@@ -3,6 +3,7 @@
 
 #include "ops/vec_avx2.h"
 #include "ops/vec_avx512.h"
+#include "ops/vec_neon.h"
 #include "ops/vec_scalar.h"
 
 #define FL_ISA scalar
@@ -11,6 +12,7 @@
 #define FL_KEEP_LOOPS
 #define FL_TILE_ROWS 2
 #define FL_TILE_OUTS 2
+#define FL_GATHER_VECTORS 4
 #include "ops/packed.inc"
 #define FL_INT scalar
 #define FL_DOT_ROWS 1
@@ -26,6 +28,7 @@
 #define FL_TARGET FL_TARGET_AVX2
 #define FL_TILE_ROWS 2
 #define FL_TILE_OUTS 3
+#define FL_GATHER_VECTORS 4
 #include "ops/packed.inc"
 #define FL_INT avx2
 #define FL_DOT_ROWS 2
@@ -47,12 +50,38 @@
 #define FL_TARGET FL_TARGET_AVX512
 #define FL_TILE_ROWS 4
 #define FL_TILE_OUTS 6
+#define FL_GATHER_VECTORS 4
 #define FL_VNNI
 #include "ops/packed.inc"
 #define FL_INT avx512
 #define FL_DOT_ROWS 2
 #define FL_DOT_STRIPS 2
 #define FL_INT_ROWS 3
+#include "ops/dots.inc"
+#include "ops/kernels.inc"
+
+#endif
+
+#if defined(__aarch64__)
+
+#define FL_ISA neon
+#define FL_TARGET
+#define FL_INT dotprod
+#define FL_DOT_ROWS 2
+#define FL_DOT_STRIPS 2
+#define FL_INT_ROWS 2
+#include "ops/dots.inc"
+
+#define FL_ISA_NAME "neon"
+#define FL_TILE_ROWS 2
+#define FL_TILE_OUTS 2
+#define FL_GATHER_VECTORS 2
+#define FL_DOTPROD
+#include "ops/packed.inc"
+#define FL_INT neon
+#define FL_DOT_ROWS 2
+#define FL_DOT_STRIPS 1
+#define FL_INT_ROWS 1
 #include "ops/dots.inc"
 #include "ops/kernels.inc"
 
@@ -66,6 +95,11 @@ FL_LOCAL const fl_kernels *fl_kernels_of(folollm_isa isa) {
     }
     if (cpu.avx2 && (isa == FOLOLLM_ISA_BEST || isa == FOLOLLM_ISA_AVX2)) {
         return &fl_kernels_avx2;
+    }
+#endif
+#if defined(__aarch64__)
+    if (isa == FOLOLLM_ISA_BEST || isa == FOLOLLM_ISA_NEON) {
+        return fl_cpu_features().dotprod ? &fl_kernels_dotprod : &fl_kernels_neon;
     }
 #endif
     return isa == FOLOLLM_ISA_BEST || isa == FOLOLLM_ISA_SCALAR ? &fl_kernels_scalar : NULL;

@@ -30,19 +30,21 @@ typedef struct fl_dots {
 typedef struct fl_chunk8 {
     int8_t q[FL_CHUNK]; /* from -127 to 127, zeros behind the last column */
     float scales[FL_CHUNK_UNITS];
-    int16_t sums[FL_CHUNK_UNITS][2]; /* of the q of each half unit */
+    float minus[FL_CHUNK_UNITS]; /* -scale * sum of the q of a unit */
+    int32_t starts8[FL_CHUNK_UNITS], starts4[FL_CHUNK_UNITS], starts6[2 * FL_CHUNK_UNITS]; /* -128, -8 and -32 times
+                                   that sum, the last of half units: what sums begin with where weights are unsigned */
 } fl_chunk8;
 
-/* A chunk of a packed panel, laid open: n_units times 32 columns of 16 rows. */
+/* A chunk of 16 rows of a packed panel, laid open: n_units times 32 columns. */
 typedef struct fl_slab {
-    uint8_t bytes[FL_CHUNK * FL_PANEL];
-    float scales[2 * FL_CHUNK_UNITS][FL_PANEL]; /* of a unit; q6_k: of a half */
-    float mins[FL_CHUNK_UNITS][FL_PANEL];       /* q4_k, q5_k */
+    uint8_t bytes[FL_CHUNK * FL_LANES];
+    float scales[2 * FL_CHUNK_UNITS][FL_LANES]; /* of a unit; q6_k: of a half */
+    float mins[FL_CHUNK_UNITS][FL_LANES];       /* q4_k, q5_k */
     const uint8_t *quads; /* (n_units, 8, 16, 4), in bytes or where they lie packed */
     uint8_t filler[FL_ALIGN - sizeof(void *)];
 } fl_slab;
 
-#define FL_SLABS 2 /* panels that a product takes at a time */
+#define FL_SLABS 2 /* of a panel */
 
 typedef struct fl_kernels {
     const char *name;
@@ -58,8 +60,9 @@ typedef struct fl_kernels {
     /* x (n), then zeros up to whole units, as integers: the chunks of a row lie `stride` apart. A row with a NaN or an
      * infinity in it has NaN for scales. */
     void (*integers)(const float *x, size_t n, fl_chunk8 *to, size_t stride);
-    /* Lay open the chunk at n_units units of a panel, whose first bytes are those of `panel`. */
-    void (*open)(fl_dtype type, const uint8_t *panel, const uint8_t *chunk, size_t n_units, size_t ahead, fl_slab *slab);
+    /* Lay open n_units of 16 rows. row_scales: (16) those of q8_row. */
+    void (*open)(fl_dtype type, const uint8_t *row_scales, const uint8_t *chunk, size_t n_units, size_t ahead,
+                 fl_slab *slab);
     /* y (n_rows, 16 * n_slabs) += x (n_rows) [n_units] times the slabs (1 or 2), in order of units: the product of the
      * integers of a unit, exact, times (scale of the slab * scale of x), by fma; then with minima those times (scale of
      * x * sum of its q), taken off. */

@@ -157,7 +157,7 @@ typedef struct fl_ops {
     void (*norm_gate_up)(fl_backend *b, size_t n_rows, const float *x, const float *norm, float epsilon,
                          const fl_matrix *w, float *h);
     /* logits (n_wanted, head.n_rows), not padded = RMSNorm(x of the wanted rows) W^T; only the n columns from `first`
-     * on, a multiple of FL_LANES */
+     * on, a multiple of 2 * FL_LANES */
     void (*norm_head)(fl_backend *b, const fl_batch *batch, const float *x, const float *norm, float epsilon,
                       const fl_matrix *head, size_t first, size_t n, float *logits);
     /* *max of x (n), *sum of exp(x - *max); false if any of x is not finite */

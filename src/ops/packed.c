@@ -1,5 +1,7 @@
 #include "ops/packed.h"
 
+#include <math.h>
+
 FL_LOCAL bool fl_packs(fl_dtype type, size_t n_cols) {
     return fl_is_packed(type) && (type < FL_Q4_K || n_cols % FL_CHUNK == 0);
 }
@@ -17,10 +19,10 @@ FL_LOCAL size_t fl_row_bytes(fl_dtype type, size_t n_cols) {
 FL_LOCAL size_t fl_chunk_bytes(fl_dtype type, size_t n_units) {
     size_t row_unit = type == FL_Q8_ROW ? FL_UNIT : type == FL_Q8_0 ? 34 : 18; /* bytes */
     switch (type) {
-    case FL_Q4_K: return FL_PANEL * (4 + 16 + 128);
-    case FL_Q5_K: return FL_PANEL * (4 + 16 + 128 + 32);
-    case FL_Q6_K: return FL_PANEL * (2 + 16 + 128 + 64);
-    default: return FL_PANEL * row_unit * n_units;
+    case FL_Q4_K: return FL_LANES * (4 + 16 + 128);
+    case FL_Q5_K: return FL_LANES * (4 + 16 + 128 + 32);
+    case FL_Q6_K: return FL_LANES * (2 + 16 + 128 + 64);
+    default: return FL_LANES * row_unit * n_units;
     }
 }
 
@@ -30,8 +32,8 @@ FL_LOCAL size_t fl_panel_head_bytes(fl_dtype type) {
 
 FL_LOCAL size_t fl_panel_bytes(fl_dtype type, size_t n_cols) {
     size_t n_units = fl_units(n_cols), rest = n_units % FL_CHUNK_UNITS;
-    return fl_panel_head_bytes(type) + n_units / FL_CHUNK_UNITS * fl_chunk_bytes(type, FL_CHUNK_UNITS) +
-           (rest != 0 ? fl_chunk_bytes(type, rest) : 0);
+    return fl_panel_head_bytes(type) + n_units / FL_CHUNK_UNITS * 2 * fl_chunk_bytes(type, FL_CHUNK_UNITS) +
+           (rest != 0 ? 2 * fl_chunk_bytes(type, rest) : 0);
 }
 
 FL_LOCAL size_t fl_matrix_bytes(fl_dtype type, size_t n_rows, size_t n_cols) {
@@ -59,9 +61,9 @@ static void fl_pack_q8_unit(const uint8_t *q, size_t row, uint8_t *quads) {
 }
 
 static void fl_pack_small(fl_dtype type, const uint8_t *blocks, size_t row, size_t n_units, uint8_t *chunk) {
-    uint8_t *units = chunk + FL_PANEL * 2 * n_units;
+    uint8_t *units = chunk + FL_LANES * 2 * n_units;
     for (size_t u = 0; u < n_units; u++, blocks += fl_block_bytes(type)) {
-        memcpy(chunk + 2 * (u * FL_PANEL + row), blocks, 2);
+        memcpy(chunk + 2 * (u * FL_LANES + row), blocks, 2);
         if (type == FL_Q8_0) {
             fl_pack_q8_unit(blocks + 2, row, units + u * 8 * FL_QUAD_BYTES);
             continue;
@@ -74,13 +76,13 @@ static void fl_pack_small(fl_dtype type, const uint8_t *blocks, size_t row, size
 
 /* A block of q4_k or q5_k: d, dmin, twelve bytes of scales and minima, of q5_k 32 of fifth bits, then fours. */
 static void fl_pack_k(fl_dtype type, const uint8_t *block, size_t row, uint8_t *chunk) {
-    uint8_t *scales = chunk + FL_PANEL * 4, *mins = scales + FL_PANEL * 8, *halves = mins + FL_PANEL * 8;
+    uint8_t *scales = chunk + FL_LANES * 4, *mins = scales + FL_LANES * 8, *halves = mins + FL_LANES * 8;
     uint8_t *planes = halves + 8 * 4 * FL_QUAD_BYTES;
     const uint8_t *fifths = block + 16, *fours = block + (type == FL_Q5_K ? 48 : 16);
     uint8_t of_row[8], mins_of_row[8];
     fl_get_sixes(block + 4, of_row, mins_of_row);
     memcpy(chunk + 2 * row, block, 2);
-    memcpy(chunk + 2 * (FL_PANEL + row), block + 2, 2);
+    memcpy(chunk + 2 * (FL_LANES + row), block + 2, 2);
     for (size_t g = 0; g < 8; g++) {
         uint8_t bits[FL_UNIT];
         for (size_t i = 0; i < FL_UNIT; i++) {
@@ -90,14 +92,14 @@ static void fl_pack_k(fl_dtype type, const uint8_t *block, size_t row, uint8_t *
             }
         }
         fl_pack_bits(bits, row, halves + g * 4 * FL_QUAD_BYTES, planes + g * FL_QUAD_BYTES, type == FL_Q5_K);
-        scales[g * FL_PANEL + row] = of_row[g];
-        mins[g * FL_PANEL + row] = mins_of_row[g];
+        scales[g * FL_LANES + row] = of_row[g];
+        mins[g * FL_LANES + row] = mins_of_row[g];
     }
 }
 
 /* A block of q6_k: fours, twos, sixteen scales, d. */
 static void fl_pack_q6_k(const uint8_t *block, size_t row, uint8_t *chunk) {
-    uint8_t *scales = chunk + FL_PANEL * 2, *halves = scales + FL_PANEL * 16, *planes = halves + 8 * 4 * FL_QUAD_BYTES;
+    uint8_t *scales = chunk + FL_LANES * 2, *halves = scales + FL_LANES * 16, *planes = halves + 8 * 4 * FL_QUAD_BYTES;
     memcpy(chunk + 2 * row, block + 208, 2);
     for (size_t g = 0; g < 8; g++) {
         uint8_t bits[FL_UNIT];
@@ -106,8 +108,8 @@ static void fl_pack_q6_k(const uint8_t *block, size_t row, uint8_t *chunk) {
             bits[i] = (uint8_t)((fours[i] >> 4 * (g % 4 / 2) & 15) | (twos[i] >> 2 * (g % 4) & 3) << 4);
         }
         fl_pack_bits(bits, row, halves + g * 4 * FL_QUAD_BYTES, planes + g * 2 * FL_QUAD_BYTES, 2);
-        scales[2 * g * FL_PANEL + row] = block[192 + 2 * g];
-        scales[(2 * g + 1) * FL_PANEL + row] = block[192 + 2 * g + 1];
+        scales[2 * g * FL_LANES + row] = block[192 + 2 * g];
+        scales[(2 * g + 1) * FL_LANES + row] = block[192 + 2 * g + 1];
     }
 }
 
@@ -138,9 +140,9 @@ FL_LOCAL void fl_pack(fl_dtype type, const uint8_t *rows, size_t n_rows, size_t 
             memcpy(panel + row * sizeof(float), rows, sizeof(float));
         }
         for (size_t u = 0; u < n_units; u += FL_CHUNK_UNITS) {
-            size_t n = fl_min(n_units - u, FL_CHUNK_UNITS);
-            fl_pack_chunk(type, rows, row, u, n, chunk);
-            chunk += fl_chunk_bytes(type, n);
+            size_t n = fl_min(n_units - u, FL_CHUNK_UNITS), bytes = fl_chunk_bytes(type, n);
+            fl_pack_chunk(type, rows, row % FL_LANES, u, n, chunk + row / FL_LANES * bytes);
+            chunk += 2 * bytes;
         }
     }
 }

@@ -1,11 +1,13 @@
 /* Packed weights: how matrices of integers lie in memory, for products with rows of integers.
  *
- * A matrix is cut into panels of 16 rows, filled up with zeros, and a panel into chunks of 256 columns (the last may be
- * shorter) of units of 32. A step of a product takes four columns of all 16 rows, which are the 64 bytes of one vector:
+ * A matrix is cut into panels of 32 rows, filled up with zeros, and a panel into chunks of 256 columns (the last may be
+ * shorter), each first of the upper 16 rows, then of the lower 16: a product of one row reads all of it in the order in
+ * which it lies. A chunk is made of units of 32 columns. A step of a product takes four columns of 16 rows, which are
+ * the 64 bytes of one vector:
  *
  *     quad:    [row][4 columns]                                        lane r of a vector of sums belongs to row r
  *     q8       f16 scales[unit][row], quads[unit][8]                   value: (byte - 128) * scale
- *     q8_row   quads[unit][8]; f32 scales[row] before the first chunk  the same
+ *     q8_row   quads[unit][8]; f32 scales[32 rows] before the first chunk  the same
  *     q4       f16 scales[unit][row], halves[unit][4]                  (bits - 8) * scale
  *     q4_k     f16 d[row], f16 dmin[row], u8 scale[unit][row], u8 min[unit][row], halves[unit][4]
  *                                                                      d * scale * bits - dmin * min
@@ -20,9 +22,9 @@
 #define FL_PACKED_H
 
 #include "formats/blocks.h"
-#include "formats/dtype.h"
+#include "ops/ops.h"
 
-#define FL_PANEL 16  /* rows */
+#define FL_PANEL (2 * FL_LANES) /* rows */
 #define FL_UNIT 32   /* columns */
 #define FL_CHUNK 256 /* columns */
 #define FL_CHUNK_UNITS (FL_CHUNK / FL_UNIT)
@@ -62,7 +64,7 @@ FL_LOCAL bool fl_packs(fl_dtype type, size_t n_cols);
 /* Bytes of a row before packing: blocks as in GGUF; q8_row: a float scale, then the integers. */
 FL_LOCAL size_t fl_row_bytes(fl_dtype type, size_t n_cols);
 
-/* Bytes of a chunk of n_units, of what stands before the first, and of a panel. */
+/* Bytes of n_units of 16 rows, of what stands before the first chunk of a panel, and of a panel. */
 FL_LOCAL size_t fl_chunk_bytes(fl_dtype type, size_t n_units);
 FL_LOCAL size_t fl_panel_head_bytes(fl_dtype type);
 FL_LOCAL size_t fl_panel_bytes(fl_dtype type, size_t n_cols);
@@ -70,7 +72,7 @@ FL_LOCAL size_t fl_panel_bytes(fl_dtype type, size_t n_cols);
 /* Of a whole matrix, packed or plain. Saturates. */
 FL_LOCAL size_t fl_matrix_bytes(fl_dtype type, size_t n_rows, size_t n_cols);
 
-/* rows: n_rows <= 16 of fl_row_bytes each -> panel. */
+/* rows: n_rows <= 32 of fl_row_bytes each -> panel. */
 FL_LOCAL void fl_pack(fl_dtype type, const uint8_t *rows, size_t n_rows, size_t n_cols, uint8_t *panel);
 
 /* x (n_cols), then zeros up to whole units -> a row of fl_row_bytes. */

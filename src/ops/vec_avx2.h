@@ -212,17 +212,17 @@ FL_AVX2 void fl_avx2_b_store(uint8_t *p, fl_avx2_b b) {
 FL_AVX2 fl_avx2_b fl_avx2_b_or(fl_avx2_b a, fl_avx2_b b) {
     return fl_avx2_quad_of(_mm256_or_si256(a.at[0], b.at[0]), _mm256_or_si256(a.at[1], b.at[1]));
 }
+/* Words are shifted: what crosses from byte to byte is masked. */
+typedef uint16_t fl_avx2_words __attribute__((vector_size(32)));
 FL_AVX2 fl_avx2_b fl_avx2_b_left(fl_avx2_b b, int n, int mask) {
     __m256i m = _mm256_set1_epi8((char)mask);
-    __m128i count = _mm_cvtsi32_si128(n);
-    return fl_avx2_quad_of(_mm256_and_si256(_mm256_sll_epi16(b.at[0], count), m),
-                           _mm256_and_si256(_mm256_sll_epi16(b.at[1], count), m));
+    return fl_avx2_quad_of(_mm256_and_si256((__m256i)((fl_avx2_words)b.at[0] << n), m),
+                           _mm256_and_si256((__m256i)((fl_avx2_words)b.at[1] << n), m));
 }
 FL_AVX2 fl_avx2_b fl_avx2_b_right(fl_avx2_b b, int n, int mask) {
     __m256i m = _mm256_set1_epi8((char)mask);
-    __m128i count = _mm_cvtsi32_si128(n);
-    return fl_avx2_quad_of(_mm256_and_si256(_mm256_srl_epi16(b.at[0], count), m),
-                           _mm256_and_si256(_mm256_srl_epi16(b.at[1], count), m));
+    return fl_avx2_quad_of(_mm256_and_si256((__m256i)((fl_avx2_words)b.at[0] >> n), m),
+                           _mm256_and_si256((__m256i)((fl_avx2_words)b.at[1] >> n), m));
 }
 
 #endif

@@ -223,11 +223,13 @@ FL_AVX512 void fl_avx512_b_store(uint8_t *p, __m512i b) {
 FL_AVX512 __m512i fl_avx512_b_or(__m512i a, __m512i b) {
     return _mm512_or_si512(a, b);
 }
+/* Words are shifted: what crosses from byte to byte is masked. */
+typedef uint16_t fl_avx512_words __attribute__((vector_size(64)));
 FL_AVX512 __m512i fl_avx512_b_left(__m512i b, int n, int mask) {
-    return _mm512_and_si512(_mm512_sll_epi16(b, _mm_cvtsi32_si128(n)), _mm512_set1_epi8((char)mask));
+    return _mm512_and_si512((__m512i)((fl_avx512_words)b << n), _mm512_set1_epi8((char)mask));
 }
 FL_AVX512 __m512i fl_avx512_b_right(__m512i b, int n, int mask) {
-    return _mm512_and_si512(_mm512_srl_epi16(b, _mm_cvtsi32_si128(n)), _mm512_set1_epi8((char)mask));
+    return _mm512_and_si512((__m512i)((fl_avx512_words)b >> n), _mm512_set1_epi8((char)mask));
 }
 
 #endif
