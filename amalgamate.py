@@ -21,8 +21,9 @@ FLOORS = [
     ("base", "base.h error.h error.c memory.h memory.c map.h map.c utf8.h utf8.c math.h math.c os.h os.c pool.h pool.c"),
     ("formats", "json.h json.c dtype.h dtype.c blocks.h blocks.c safetensors.h safetensors.c gguf.h gguf.c"),
     ("text", "unicode.h unicode.c pretokenize.h pretokenize.c vocab.h vocab.c bpe.h bpe.c added.h added.c normalize.h "
-             "normalize.c tokenizer.h tokenizer_impl.h tokenizer_parts.c tokenizer_load.c tokenizer.c detokenize.c "
-             "chat.h chat_template.c chat.c"),
+             "normalize.c tokenizer.h tokenizer_impl.h tokenizer_build.h tokenizer_build.c tokenizer_parts.c "
+             "tokenizer_load.c tokenizer.c detokenize.c chat.h chat_template.c chat.c tokenizer_gguf.h "
+             "tokenizer_gguf.c"),
     ("ops", "ops.h packed.h packed.c kernels.h vec_scalar.h vec_avx2.h vec_avx512.h vec_neon.h packed.inc dots.inc "
             "kernels.inc kernels.c cpu.h cpu.c"),
     ("model", "config.h config.c config_gguf.h config_gguf.c rope.h rope.c convert.h convert.c weights.h weights.c "

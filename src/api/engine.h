@@ -5,7 +5,7 @@
 #include "engine/driver.h"
 #include "engine/snapshot.h"
 #include "model/generation.h"
-#include "text/chat.h"
+#include "text/tokenizer_gguf.h"
 
 /* Immutable once loaded; freed with its last engine. */
 typedef struct fl_checkpoint {

@@ -103,14 +103,15 @@ static folollm_status fl_checkpoint_has_tokenizer(fl_checkpoint *c, const char *
 }
 
 /* Ids that the head computes and no token has: they must never be sampled. */
-static folollm_status fl_checkpoint_vocabulary(fl_checkpoint *c, const char *path, folollm_error *error) {
+static folollm_status fl_checkpoint_vocabulary(fl_checkpoint *c, const char *path, const char *part,
+                                               folollm_error *error) {
     uint32_t vocab = c->weights.config.vocab, n_ids = fl_tokenizer_n_ids(c->tokenizer);
     if (c->tokenizer_only) {
         return FOLOLLM_OK;
     }
     if (n_ids > vocab) {
         return fl_fail(error, FOLOLLM_E_FORMAT,
-                       "%s: tokenizer.json has ids up to %u, but the embedding has %u rows", path, (uint64_t)n_ids - 1,
+                       "%s: %s has ids up to %u, but the embedding has %u rows", path, part, (uint64_t)n_ids - 1,
                        (uint64_t)vocab);
     }
     for (uint32_t id = 0; id < vocab; id++) {
@@ -139,19 +140,25 @@ static folollm_status fl_checkpoint_read_directory(fl_checkpoint *c, const char 
         return FOLOLLM_OK;
     }
     FL_TRY(fl_tokenizer_open(&c->memory, path, &c->tokenizer, &c->tokenizer_bytes, error));
-    FL_TRY(fl_checkpoint_vocabulary(c, path, error));
+    FL_TRY(fl_checkpoint_vocabulary(c, path, "tokenizer.json", error));
     fl_generation_add_eos(&c->generation, fl_tokenizer_eos(c->tokenizer));
     return fl_chat_open(&c->memory, path, &c->chat, error);
 }
 
 static folollm_status fl_checkpoint_read_gguf(fl_checkpoint *c, const fl_gguf *g, const folollm_options *o,
                                               folollm_error *error) {
-    if (c->tokenizer_only) {
-        return fl_fail(error, FOLOLLM_E_UNSUPPORTED, "%s: the tokenizers of GGUF files are not read", g->file.path);
+    if (!c->tokenizer_only) {
+        FL_TRY(fl_weights_open(&c->memory, &c->weights, NULL, g, o->copy_weights != 0, o->weights, error));
+        c->has_config = true;
     }
-    FL_TRY(fl_weights_open(&c->memory, &c->weights, NULL, g, o->copy_weights != 0, o->weights, error));
-    c->has_config = true;
-    return fl_generation_of_gguf(&c->generation, g, error);
+    if (fl_tokenizer_in_gguf(g)) {
+        FL_TRY(fl_tokenizer_open_gguf(&c->memory, g, &c->tokenizer, &c->tokenizer_bytes, error));
+        FL_TRY(fl_checkpoint_vocabulary(c, g->file.path, "the tokenizer", error));
+        FL_TRY(fl_chat_open_gguf(&c->memory, g, c->tokenizer, &c->chat, error));
+    } else if (c->tokenizer_only) {
+        return fl_fail(error, FOLOLLM_E_IO, "%s holds no tokenizer", g->file.path);
+    }
+    return fl_generation_of_gguf(&c->generation, g, c->tokenizer, error);
 }
 
 static folollm_status fl_checkpoint_read(fl_checkpoint *c, const char *path, const folollm_options *o,

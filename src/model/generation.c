@@ -92,14 +92,26 @@ FL_LOCAL folollm_status fl_generation_read(fl_memory *m, fl_generation *g, const
     return fl_generation_file(m, g, directory, "config.json", false, error);
 }
 
-FL_LOCAL folollm_status fl_generation_of_gguf(fl_generation *generation, const fl_gguf *g, folollm_error *error) {
+FL_LOCAL folollm_status fl_generation_of_gguf(fl_generation *generation, const fl_gguf *g, const fl_tokenizer *t,
+                                              folollm_error *error) {
     static const char *const keys[] = {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id",
                                        "tokenizer.ggml.eom_token_id"}; /* of text, turn and message */
+    static const char *const names[] = {"</s>", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>",
+                                        "<|eom_id|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>"};
     memset(generation, 0, sizeof *generation);
     for (size_t i = 0; i < FL_COUNT(keys); i++) {
-        uint32_t id;
-        FL_TRY(fl_gguf_u32(g, keys[i], UINT32_MAX, &id, error));
-        fl_generation_add_eos(generation, id <= INT32_MAX ? (folollm_token)id : -1);
+        uint32_t number = UINT32_MAX;
+        FL_TRY(fl_gguf_u32(g, keys[i], UINT32_MAX, &number, error));
+        folollm_token id = number <= INT32_MAX ? (folollm_token)number : -1;
+        if (t != NULL && fl_gguf_find(g, keys[i]) != NULL && !fl_tokenizer_has_id(t, id)) {
+            return fl_fail(error, FOLOLLM_E_FORMAT, "%s: \"%s\" is %u, an id that no token has", g->file.path, keys[i],
+                           (uint64_t)number);
+        }
+        fl_generation_add_eos(generation, id);
+    }
+    for (size_t i = 0; t != NULL && i < FL_COUNT(names); i++) {
+        folollm_token id = fl_tokenizer_find(t, fl_str_of(names[i]));
+        fl_generation_add_eos(generation, fl_tokenizer_is_special(t, id) ? id : -1);
     }
     return FOLOLLM_OK;
 }

@@ -3,6 +3,7 @@
 #define FL_GENERATION_H
 
 #include "formats/gguf.h"
+#include "text/tokenizer.h"
 
 #define FL_EOS_MAX 32
 
@@ -15,8 +16,10 @@ typedef struct fl_generation {
 FL_LOCAL folollm_status fl_generation_read(fl_memory *m, fl_generation *g, const char *directory,
                                            folollm_error *error);
 
-/* The same of a GGUF file, which says nothing about sampling. */
-FL_LOCAL folollm_status fl_generation_of_gguf(fl_generation *generation, const fl_gguf *g, folollm_error *error);
+/* The same of a GGUF file, which says nothing about sampling and names one or two of the ids that end a text. The
+ * others are found by how they are spelled, as llama.cpp does, if its tokenizer t is not NULL. */
+FL_LOCAL folollm_status fl_generation_of_gguf(fl_generation *generation, const fl_gguf *g, const fl_tokenizer *t,
+                                              folollm_error *error);
 
 /* Add an id that ends a text; -1 and repetitions are passed over. */
 FL_LOCAL void fl_generation_add_eos(fl_generation *g, folollm_token id);

@@ -85,7 +85,7 @@ static folollm_status fl_bpe_symbols(const fl_bpe *b, fl_bpe_run *run, fl_str wo
             continue;
         }
         if (b->unk == FL_VOCAB_NONE) {
-            return fl_fail(error, FOLOLLM_E_FORMAT, "tokenizer.json: the text needs the unk_token for %S, and the "
+            return fl_fail(error, FOLOLLM_E_FORMAT, "the text needs the tokenizer's unk_token for %S, and the "
                                                     "vocabulary does not have it", &piece);
         }
         ok = !waiting || b->fuse_unk || fl_bpe_push(run, b->unk);

@@ -45,6 +45,10 @@ FL_LOCAL size_t fl_chat_find(fl_str text, size_t from, fl_str needle);
 FL_LOCAL folollm_status fl_chat_open(fl_memory *m, const char *directory, fl_chat_template *out,
                                      folollm_error *error);
 
+/* The same of a template at hand, with the spellings of BOS and EOS that it writes. */
+FL_LOCAL folollm_status fl_chat_read(fl_memory *m, fl_str source, fl_str bos, fl_str eos, fl_chat_template *out,
+                                     folollm_error *error);
+
 FL_LOCAL const char *fl_chat_format_name(fl_chat_format format); /* "chatml", "llama3", "mistral" or "" */
 
 /* As folollm_chat. A date that the caller gives is no more trusted than a message. FOLOLLM_E_ARGUMENT for no

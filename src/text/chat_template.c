@@ -426,9 +426,33 @@ static folollm_status fl_chat_set_template(fl_memory *m, fl_str source, fl_chat_
     return FOLOLLM_OK;
 }
 
+/* Keep a token's spelling. False if it is too long for us. */
+static bool fl_chat_set_token(fl_str token, char *out, size_t room) {
+    if (token.n >= room || (token.n > 0 && memchr(token.at, 0, token.n) != NULL)) {
+        return false;
+    }
+    if (token.n > 0) {
+        memcpy(out, token.at, token.n);
+    }
+    out[token.n] = 0;
+    return true;
+}
+
+FL_LOCAL folollm_status fl_chat_read(fl_memory *m, fl_str source, fl_str bos, fl_str eos, fl_chat_template *out,
+                                     folollm_error *error) {
+    fl_chat_template c;
+    memset(&c, 0, sizeof c);
+    bool fits = fl_chat_set_token(bos, c.bos, sizeof c.bos) && fl_chat_set_token(eos, c.eos, sizeof c.eos);
+    if (fits && source.n > 0) {
+        FL_TRY(fl_chat_set_template(m, source, &c, error));
+    }
+    *out = c;
+    return FOLOLLM_OK;
+}
+
 /* ---- Files -- */
 
-/* A token of tokenizer_config.json: a string, or an object that holds one. False if it is too long for us. */
+/* A token of tokenizer_config.json: a string, or an object that holds one. */
 static bool fl_chat_token(const fl_json *doc, const char *key, char *scratch, char *out, size_t room) {
     uint32_t node = fl_json_get(doc, 0, key);
     if (fl_json_type_of(doc, node) == FL_JSON_OBJECT) {
@@ -437,13 +461,7 @@ static bool fl_chat_token(const fl_json *doc, const char *key, char *scratch, ch
     if (fl_json_type_of(doc, node) != FL_JSON_STRING) {
         return true;
     }
-    fl_str token = fl_json_string(doc, node, scratch);
-    if (token.n >= room || memchr(token.at, 0, token.n) != NULL) {
-        return false;
-    }
-    memcpy(out, token.at, token.n);
-    out[token.n] = 0;
-    return true;
+    return fl_chat_set_token(fl_json_string(doc, node, scratch), out, room);
 }
 
 /* chat_template: a string, or a list of {name, template} of which "default" is ours. */

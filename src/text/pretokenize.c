@@ -14,7 +14,7 @@
 #define FL_PRETOK_SUFFIX "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 #define FL_PRETOK_O200K_TAIL "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 
-static const fl_pretok_pattern fl_pretok_patterns[] = {
+static const fl_pretok_pattern fl_pretok_patterns[] = { /* by fl_pretok_name */
     /* GPT-2; ByteLevel with use_regex */
     {.regex = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+",
      .contractions = FL_PRETOK_CONTRACTION_EXACT,
@@ -62,8 +62,8 @@ static const fl_pretok_pattern fl_pretok_patterns[] = {
      .newlines = true},
 };
 
-FL_LOCAL const fl_pretok_pattern *fl_pretok_gpt2(void) {
-    return &fl_pretok_patterns[0];
+FL_LOCAL const fl_pretok_pattern *fl_pretok_known(fl_pretok_name name) {
+    return &fl_pretok_patterns[name];
 }
 
 FL_LOCAL bool fl_pretok_find(fl_str regex, fl_pretok_step *step) {

@@ -74,7 +74,18 @@ typedef struct fl_pretokenizer {
 
 /* The pattern or the digit count that a regular expression is known as. False: it is not known. */
 FL_LOCAL bool fl_pretok_find(fl_str regex, fl_pretok_step *step);
-FL_LOCAL const fl_pretok_pattern *fl_pretok_gpt2(void);
+
+/* The patterns by name. */
+typedef enum fl_pretok_name {
+    FL_PRETOK_GPT2, /* and ByteLevel with use_regex */
+    FL_PRETOK_QWEN2,
+    FL_PRETOK_LLAMA3,
+    FL_PRETOK_QWEN35,
+    FL_PRETOK_O200K,
+    FL_PRETOK_TEKKEN
+} fl_pretok_name;
+
+FL_LOCAL const fl_pretok_pattern *fl_pretok_known(fl_pretok_name name);
 
 typedef struct fl_pretok_walk {
     const fl_pretokenizer *steps;

@@ -2,30 +2,23 @@
  *
  *     JSON -> parts -> measure: ids, pieces, added tokens, merges -> one arena -> vocabulary, added tokens, merges
  *
- * Measuring and filling read the same nodes with the same functions, so the arena is exactly as large as what is put
- * into it, and filling can only fail for what the file says. The JSON and all working memory are gone at the end. */
-#include "text/tokenizer_impl.h"
+ * Measuring and filling read the same nodes. The JSON is gone at the end. */
+#include "text/tokenizer_build.h"
 
 #include "base/os.h"
 
 #define FL_LOAD_FILE_BYTES ((size_t)256 << 20)
 #define FL_LOAD_CONFIG_BYTES ((size_t)16 << 20)
-#define FL_LOAD_ADDED_BYTES ((size_t)1 << 24) /* contents of all added tokens */
 
 typedef struct fl_load {
-    fl_memory *memory;
+    fl_build b;
     const fl_json *doc;
-    folollm_error *error;
-    fl_tokenizer *t;
     uint32_t vocab, merges, added; /* nodes */
-    size_t n_vocab, n_merges, n_added, n_ids, blob_bytes, added_bytes;
-    fl_text_buffer token, piece, normal[2];
-    uint64_t *pairs; /* (n_merges) left << 32 | right */
-    size_t n_pairs;
+    fl_text_buffer token;
 } fl_load;
 
 static folollm_status fl_load_no_memory(const fl_load *l) {
-    return fl_no_memory(l->error, "reading tokenizer.json", l->token.n);
+    return fl_build_no_memory(&l->b, l->token.n);
 }
 
 /* ---- Strings -- */
@@ -55,63 +48,33 @@ static bool fl_load_string(fl_load *l, uint32_t node, fl_str *out) {
     return ok;
 }
 
-/* The piece that token is kept as. */
-static bool fl_load_piece(fl_load *l, fl_str token, fl_str *out, bool *raw) {
-    l->piece.n = 0;
-    if (!fl_text_append(&l->piece, token.at, token.n)) {
-        return false;
-    }
-    *raw = fl_vocab_piece_of(l->t->vocab.byte_level, token, l->piece.at, &out->n);
-    out->at = l->piece.at;
-    return true;
-}
-
-/* The id that the model's own vocabulary has for token; FL_VOCAB_NONE. guess: looked at first, because the results of
- * merges mostly have ascending ids, and to find them by hash would miss the cache each time. */
-static bool fl_load_model_id(fl_load *l, fl_str token, uint32_t guess, uint32_t *id) {
-    const fl_vocab *v = &l->t->vocab;
-    fl_str piece;
-    bool raw;
-    if (!fl_load_piece(l, token, &piece, &raw)) {
-        return false;
-    }
-    bool guessed = guess < v->n_ids && (v->pieces[guess].flags & FL_PIECE_PRESENT) != 0 &&
-                   ((v->pieces[guess].flags & FL_PIECE_RAW) != 0) == raw &&
-                   fl_str_equal(fl_vocab_piece(v, guess), piece);
-    *id = guessed ? guess : fl_vocab_find(v, piece, raw);
-    if (*id != FL_VOCAB_NONE && (v->pieces[*id].flags & FL_PIECE_ADDED) != 0) {
-        *id = FL_VOCAB_NONE;
-    }
-    return true;
-}
-
 /* ---- Measuring -- */
 
 static folollm_status fl_load_model(fl_load *l) {
     static const char *const empty[] = {"continuing_subword_prefix", "end_of_word_suffix"};
     uint32_t model = fl_json_get(l->doc, 0, "model"), type = fl_json_get(l->doc, model, "type");
-    fl_bpe *b = &l->t->bpe;
+    fl_bpe *b = &l->b.t->bpe;
     if (type != FL_JSON_NONE && !fl_json_is(l->doc, type, "BPE")) {
         fl_str found = {l->doc->text.at + l->doc->nodes[type].begin, l->doc->nodes[type].n};
-        return fl_fail(l->error, FOLOLLM_E_UNSUPPORTED, "%s: the model type %S is not supported, only \"BPE\"",
+        return fl_fail(l->b.error, FOLOLLM_E_UNSUPPORTED, "%s: the model type %S is not supported, only \"BPE\"",
                        l->doc->name, &found);
     }
     for (size_t i = 0; i < FL_COUNT(empty); i++) {
         uint32_t node = fl_json_get(l->doc, model, empty[i]);
         if (fl_json_type_of(l->doc, node) != FL_JSON_NULL && !fl_json_is(l->doc, node, "")) {
-            return fl_fail(l->error, FOLOLLM_E_UNSUPPORTED, "%s: a model with %s is not supported", l->doc->name,
+            return fl_fail(l->b.error, FOLOLLM_E_UNSUPPORTED, "%s: a model with %s is not supported", l->doc->name,
                            empty[i]);
         }
     }
     double dropout;
-    FL_TRY(fl_json_double(l->doc, model, "dropout", 0, &dropout, l->error));
+    FL_TRY(fl_json_double(l->doc, model, "dropout", 0, &dropout, l->b.error));
     if (dropout != 0) {
-        return fl_fail(l->error, FOLOLLM_E_UNSUPPORTED, "%s: a model with dropout %g is not supported", l->doc->name,
+        return fl_fail(l->b.error, FOLOLLM_E_UNSUPPORTED, "%s: a model with dropout %g is not supported", l->doc->name,
                        dropout);
     }
-    FL_TRY(fl_json_bool(l->doc, model, "fuse_unk", false, &b->fuse_unk, l->error));
-    FL_TRY(fl_json_bool(l->doc, model, "byte_fallback", false, &b->byte_fallback, l->error));
-    FL_TRY(fl_json_bool(l->doc, model, "ignore_merges", false, &b->ignore_merges, l->error));
+    FL_TRY(fl_json_bool(l->doc, model, "fuse_unk", false, &b->fuse_unk, l->b.error));
+    FL_TRY(fl_json_bool(l->doc, model, "byte_fallback", false, &b->byte_fallback, l->b.error));
+    FL_TRY(fl_json_bool(l->doc, model, "ignore_merges", false, &b->ignore_merges, l->b.error));
     l->vocab = fl_json_get(l->doc, model, "vocab");
     l->merges = fl_json_get(l->doc, model, "merges");
     l->added = fl_json_get(l->doc, 0, "added_tokens");
@@ -119,35 +82,29 @@ static folollm_status fl_load_model(fl_load *l) {
                  fl_json_type_of(l->doc, l->merges) == FL_JSON_ARRAY &&
                  (fl_json_type_of(l->doc, l->added) == FL_JSON_ARRAY || l->added == FL_JSON_NONE);
     return lists ? FOLOLLM_OK
-                 : fl_fail(l->error, FOLOLLM_E_FORMAT, "%s: a BPE model must have a \"vocab\" object and a \"merges\" "
-                                                       "list, and added_tokens must be a list", l->doc->name);
+                 : fl_fail(l->b.error, FOLOLLM_E_FORMAT, "%s: a BPE model must have a \"vocab\" object and a "
+                                                         "\"merges\" list, and added_tokens must be a list",
+                           l->doc->name);
 }
 
 static folollm_status fl_load_bad_id(const fl_load *l, fl_str token, uint32_t node) {
     fl_str found = {l->doc->text.at + l->doc->nodes[node].begin, l->doc->nodes[node].n};
-    return fl_fail(l->error, FOLOLLM_E_FORMAT, "%s: token %S must have an integer id from 0 to %u; found %S",
+    return fl_fail(l->b.error, FOLOLLM_E_FORMAT, "%s: token %S must have an integer id from 0 to %u; found %S",
                    l->doc->name, &token, (uint64_t)(FL_VOCAB_IDS_MAX - 1), &found);
 }
 
 static folollm_status fl_load_measure_vocab(fl_load *l) {
     const fl_json *doc = l->doc;
     for (uint32_t i = l->vocab + 1; i < doc->nodes[l->vocab].next; i = doc->nodes[i + 1].next) {
-        fl_str token, piece;
-        bool raw;
+        fl_str token;
         uint64_t id;
-        if (!fl_load_string(l, i, &token) || !fl_load_piece(l, token, &piece, &raw)) {
+        if (!fl_load_string(l, i, &token)) {
             return fl_load_no_memory(l);
         }
         if (!fl_json_integer(doc, i + 1, FL_VOCAB_IDS_MAX - 1, &id)) {
             return fl_load_bad_id(l, token, i + 1);
         }
-        if (piece.n >= FL_PIECE_BYTES_MAX) {
-            return fl_fail(l->error, FOLOLLM_E_FORMAT, "%s: token %u has %u bytes, which is more than is read here",
-                           doc->name, id, (uint64_t)piece.n);
-        }
-        l->n_vocab++;
-        l->n_ids = fl_max(l->n_ids, (size_t)id + 1);
-        l->blob_bytes += piece.n;
+        FL_TRY(fl_build_measure(&l->b, token, (uint32_t)id, false));
     }
     return FOLOLLM_OK;
 }
@@ -164,7 +121,7 @@ static folollm_status fl_load_added_entry(fl_load *l, uint32_t node, fl_load_ent
     uint64_t id;
     memset(e, 0, sizeof *e);
     if (fl_json_type_of(l->doc, content) != FL_JSON_STRING || number == FL_JSON_NONE) {
-        return fl_fail(l->error, FOLOLLM_E_FORMAT, "%s: every one of added_tokens must have an \"id\" and a string "
+        return fl_fail(l->b.error, FOLOLLM_E_FORMAT, "%s: every one of added_tokens must have an \"id\" and a string "
                                                    "\"content\"", l->doc->name);
     }
     if (!fl_load_string(l, content, &e->content)) {
@@ -173,48 +130,31 @@ static folollm_status fl_load_added_entry(fl_load *l, uint32_t node, fl_load_ent
     if (!fl_json_integer(l->doc, number, FL_VOCAB_IDS_MAX - 1, &id)) {
         return fl_load_bad_id(l, e->content, number);
     }
-    FL_TRY(fl_json_bool(l->doc, node, "special", false, &e->special, l->error));
-    FL_TRY(fl_json_bool(l->doc, node, "normalized", !e->special, &e->normalized, l->error));
-    FL_TRY(fl_json_bool(l->doc, node, "single_word", false, &e->token.single_word, l->error));
-    FL_TRY(fl_json_bool(l->doc, node, "lstrip", false, &e->token.lstrip, l->error));
-    FL_TRY(fl_json_bool(l->doc, node, "rstrip", false, &e->token.rstrip, l->error));
+    FL_TRY(fl_json_bool(l->doc, node, "special", false, &e->special, l->b.error));
+    FL_TRY(fl_json_bool(l->doc, node, "normalized", !e->special, &e->normalized, l->b.error));
+    FL_TRY(fl_json_bool(l->doc, node, "single_word", false, &e->token.single_word, l->b.error));
+    FL_TRY(fl_json_bool(l->doc, node, "lstrip", false, &e->token.lstrip, l->b.error));
+    FL_TRY(fl_json_bool(l->doc, node, "rstrip", false, &e->token.rstrip, l->b.error));
     e->found = e->content;
-    if (e->normalized && !fl_norm_apply(&l->t->normalizer, e->content, l->normal, &e->found)) {
+    if (e->normalized && !fl_norm_apply(&l->b.t->normalizer, e->content, l->b.normal, &e->found)) {
         return fl_load_no_memory(l);
     }
     return FOLOLLM_OK;
 }
 
 static folollm_status fl_load_measure_added(fl_load *l) {
+    fl_build *b = &l->b;
     size_t n_listed = l->added != FL_JSON_NONE ? l->doc->nodes[l->added].n_children : 0;
     for (uint32_t i = l->added + 1; n_listed > 0 && i < l->doc->nodes[l->added].next; i = l->doc->nodes[i].next) {
         fl_load_entry e;
         FL_TRY(fl_load_added_entry(l, i, &e));
-        l->n_added++;
-        l->added_bytes += e.found.n;
-        l->blob_bytes += e.content.n;
-        if (l->added_bytes > FL_LOAD_ADDED_BYTES) {
-            return fl_fail(l->error, FOLOLLM_E_FORMAT, "%s: added_tokens of more than %u bytes are not read here",
-                           l->doc->name, (uint64_t)FL_LOAD_ADDED_BYTES);
-        }
+        FL_TRY(fl_build_measure(b, e.content, 0, true));
+        FL_TRY(fl_build_measure_added(b, e.found.n));
     }
-    l->n_merges = l->doc->nodes[l->merges].n_children;
+    b->n_merges = b->n_results = l->doc->nodes[l->merges].n_children;
     /* What is not in the vocabulary is numbered from the vocabulary's size, or from the highest added id. */
-    l->n_ids = fl_max(l->n_ids, l->n_vocab) + l->n_added;
-    if (l->n_ids > FL_VOCAB_IDS_MAX) {
-        return fl_fail(l->error, FOLOLLM_E_FORMAT, "%s: ids up to %u are needed, and %u is the highest that is read "
-                                                   "here", l->doc->name, (uint64_t)l->n_ids,
-                       (uint64_t)FL_VOCAB_IDS_MAX);
-    }
+    b->n_ids = fl_max(b->n_ids, b->n_vocab) + b->n_added;
     return FOLOLLM_OK;
-}
-
-static void fl_load_layout(const fl_load *l, fl_tokenizer *t, fl_arena *arena) {
-    fl_vocab_layout(&t->vocab, arena, l->n_ids, l->n_vocab + l->n_added, l->blob_bytes);
-    fl_added_layout(&t->added, arena, l->n_added, l->added_bytes);
-    fl_pair_map_layout(&t->bpe.ranks, arena, l->n_merges);
-    t->bpe.results = fl_take(arena, l->n_merges, sizeof *t->bpe.results);
-    t->bpe.joins = fl_take(arena, FL_BPE_JOINS / 8, 1);
 }
 
 /* ---- Filling -- */
@@ -222,16 +162,16 @@ static void fl_load_layout(const fl_load *l, fl_tokenizer *t, fl_arena *arena) {
 static folollm_status fl_load_fill_vocab(fl_load *l) {
     const fl_json *doc = l->doc;
     for (uint32_t i = l->vocab + 1; i < doc->nodes[l->vocab].next; i = doc->nodes[i + 1].next) {
-        fl_str token, piece;
-        bool raw;
+        fl_str token;
+        bool fresh;
         uint64_t id = 0;
-        if (!fl_load_string(l, i, &token) || !fl_load_piece(l, token, &piece, &raw)) {
+        fl_json_integer(doc, i + 1, FL_VOCAB_IDS_MAX - 1, &id);
+        if (!fl_load_string(l, i, &token) || !fl_build_put(&l->b, (uint32_t)id, token, 0, &fresh)) {
             return fl_load_no_memory(l);
         }
-        fl_json_integer(doc, i + 1, FL_VOCAB_IDS_MAX - 1, &id);
-        if (!fl_vocab_put(&l->t->vocab, (uint32_t)id, piece, raw ? FL_PIECE_RAW : 0)) {
-            return fl_fail(l->error, FOLOLLM_E_FORMAT, "%s: token %S with the id %u: another token of the vocabulary "
-                                                       "has this id or is spelled so", doc->name, &token, id);
+        if (!fresh) {
+            return fl_fail(l->b.error, FOLOLLM_E_FORMAT, "%s: token %S with the id %u: another token of the vocabulary "
+                                                         "has this id or is spelled so", doc->name, &token, id);
         }
     }
     return FOLOLLM_OK;
@@ -240,43 +180,43 @@ static folollm_status fl_load_fill_vocab(fl_load *l) {
 /* The id of an added token is its id in the vocabulary, or the next free one as the tokenizers library counts, which
  * does not look at the "id" in the file. */
 static folollm_status fl_load_added_id(fl_load *l, fl_load_entry *e, uint32_t *next) {
-    fl_vocab *v = &l->t->vocab;
-    fl_str piece;
-    bool raw;
-    if (!fl_load_piece(l, e->content, &piece, &raw)) {
+    uint32_t id, n_vocab = (uint32_t)l->b.n_vocab;
+    bool fresh = true;
+    if (!fl_build_find(&l->b, e->content, FL_VOCAB_NONE, &id)) {
         return fl_load_no_memory(l);
     }
-    uint32_t id = fl_vocab_find(v, piece, raw);
     if (id == FL_VOCAB_NONE) {
-        id = *next > l->n_vocab ? *next : (uint32_t)l->n_vocab;
-        id = l->n_vocab == 0 ? *next : id;
-        if (!fl_vocab_put(v, id, piece, (uint8_t)(FL_PIECE_ADDED | (raw ? FL_PIECE_RAW : 0)))) {
-            return fl_fail(l->error, FOLOLLM_E_FORMAT, "%s: added token %S is not in the vocabulary and would get the "
-                                                       "id %u, which another token has", l->doc->name, &e->content,
-                           (uint64_t)id);
+        id = n_vocab != 0 && *next <= n_vocab ? n_vocab : *next;
+        if (!fl_build_put(&l->b, id, e->content, FL_PIECE_ADDED, &fresh)) {
+            return fl_load_no_memory(l);
         }
     }
-    v->pieces[id].flags |= e->special ? FL_PIECE_SPECIAL : 0;
+    if (!fresh) {
+        return fl_fail(l->b.error, FOLOLLM_E_FORMAT, "%s: added token %S is not in the vocabulary and would get the id "
+                                                     "%u, which another token has", l->doc->name, &e->content,
+                       (uint64_t)id);
+    }
+    l->b.t->vocab.pieces[id].flags |= e->special ? FL_PIECE_SPECIAL : 0;
     e->token.id = id;
     *next = id + 1 > *next ? id + 1 : *next;
     return FOLOLLM_OK;
 }
 
 static folollm_status fl_load_fill_added(fl_load *l) {
-    fl_added *a = &l->t->added;
+    fl_added *a = &l->b.t->added;
     uint32_t next = 0;
-    for (size_t i = 0, node = l->added + 1; i < l->n_added; i++, node = l->doc->nodes[node].next) {
+    for (size_t i = 0, node = l->added + 1; i < l->b.n_added; i++, node = l->doc->nodes[node].next) {
         fl_load_entry e;
         FL_TRY(fl_load_added_entry(l, (uint32_t)node, &e));
         if (e.content.n > 0) {
             FL_TRY(fl_load_added_id(l, &e, &next));
-            e.token.trusted_only = (l->t->vocab.pieces[e.token.id].flags & (FL_PIECE_SPECIAL | FL_PIECE_ADDED)) != 0;
+            e.token.trusted_only = (l->b.t->vocab.pieces[e.token.id].flags & (FL_PIECE_SPECIAL | FL_PIECE_ADDED)) != 0;
         }
         a->tokens[i] = e.token;
     }
     /* Of tokens that look alike once they are normalised the first counts, and special ones come first. */
     for (int special = 1; special >= 0; special--) {
-        for (size_t i = 0, node = l->added + 1; i < l->n_added; i++, node = l->doc->nodes[node].next) {
+        for (size_t i = 0, node = l->added + 1; i < l->b.n_added; i++, node = l->doc->nodes[node].next) {
             fl_load_entry e;
             FL_TRY(fl_load_added_entry(l, (uint32_t)node, &e));
             if (e.found.n > 0 && e.special == (special == 1)) {
@@ -284,7 +224,7 @@ static folollm_status fl_load_fill_added(fl_load *l) {
             }
         }
     }
-    a->n_tokens = l->n_added;
+    a->n_tokens = l->b.n_added;
     return FOLOLLM_OK;
 }
 
@@ -313,7 +253,7 @@ static folollm_status fl_load_merge_text(fl_load *l, uint32_t node, size_t *n_le
     size_t left = space != NULL ? (size_t)(space - l->token.at) : 0;
     if (!*skip && (space == NULL || memchr(space + 1, ' ', l->token.n - left - 1) != NULL)) {
         fl_str found = {l->doc->text.at + n->begin, n->n};
-        return fl_fail(l->error, FOLOLLM_E_FORMAT,
+        return fl_fail(l->b.error, FOLOLLM_E_FORMAT,
                        "%s: a merge must be \"left right\" or [\"left\", \"right\"]; found %S", l->doc->name, &found);
     }
     if (!*skip) {
@@ -324,48 +264,13 @@ static folollm_status fl_load_merge_text(fl_load *l, uint32_t node, size_t *n_le
     return FOLOLLM_OK;
 }
 
-/* Look up the three tokens of a merge and keep it as the next rank. */
-static folollm_status fl_load_merge(fl_load *l, size_t n_left, size_t *rank) {
-    fl_str whole = fl_text_of(&l->token), right = {whole.at + n_left, whole.n - n_left};
-    fl_str names[3] = {{whole.at, n_left}, right, whole};
-    uint32_t ids[3], next = *rank > 0 ? l->t->bpe.results[*rank - 1] + 1 : FL_VOCAB_NONE;
-    for (size_t i = 0; i < 3; i++) {
-        if (!fl_load_model_id(l, names[i], i == 2 ? next : FL_VOCAB_NONE, &ids[i])) {
-            return fl_load_no_memory(l);
-        }
-        if (ids[i] == FL_VOCAB_NONE) {
-            return fl_fail(l->error, FOLOLLM_E_FORMAT, "%s: merge %u of %S and %S: %S is not in the vocabulary",
-                           l->doc->name, (uint64_t)*rank, &names[0], &names[1], &names[i]);
-        }
-    }
-    l->pairs[*rank] = (uint64_t)ids[0] << 32 | ids[1];
-    l->t->bpe.results[*rank] = ids[2];
-    fl_bpe_note_join(&l->t->bpe, ids[0], ids[1], ids[2]);
-    ++*rank;
-    return FOLOLLM_OK;
-}
-
-/* Of equal merges the last counts, as in the tokenizers library, so they are entered from the end. A merge whose
- * result is a special token is left out: where that token may be, it was cut out of the text before. */
 static folollm_status fl_load_fill_merges(fl_load *l) {
-    void *pairs = NULL;
-    size_t rank = 0;
-    if (!fl_grow(l->memory, &pairs, &l->n_pairs, l->n_merges, sizeof *l->pairs)) {
-        return fl_no_memory(l->error, "the merges of tokenizer.json", l->n_merges * sizeof *l->pairs);
-    }
-    l->pairs = pairs;
     for (uint32_t i = l->merges + 1; i < l->doc->nodes[l->merges].next; i = l->doc->nodes[i].next) {
         size_t n_left;
         bool skip;
         FL_TRY(fl_load_merge_text(l, i, &n_left, &skip));
         if (!skip) {
-            FL_TRY(fl_load_merge(l, n_left, &rank));
-        }
-    }
-    while (rank-- > 0) {
-        if ((l->t->vocab.pieces[l->t->bpe.results[rank]].flags & FL_PIECE_SPECIAL) == 0) {
-            fl_pair_map_put(&l->t->bpe.ranks, (uint32_t)(l->pairs[rank] >> 32), (uint32_t)l->pairs[rank],
-                            (uint32_t)rank);
+            FL_TRY(fl_build_merge(&l->b, fl_text_of(&l->token), n_left));
         }
     }
     return FOLOLLM_OK;
@@ -373,99 +278,34 @@ static folollm_status fl_load_fill_merges(fl_load *l) {
 
 static folollm_status fl_load_unk(fl_load *l) {
     uint32_t node = fl_json_get(l->doc, fl_json_get(l->doc, 0, "model"), "unk_token");
-    fl_bpe *b = &l->t->bpe;
+    fl_bpe *bpe = &l->b.t->bpe;
     fl_str token;
-    b->unk = FL_VOCAB_NONE;
-    b->unk_named = fl_json_type_of(l->doc, node) == FL_JSON_STRING;
-    if (b->unk_named && (!fl_load_string(l, node, &token) || !fl_load_model_id(l, token, FL_VOCAB_NONE, &b->unk))) {
+    bpe->unk = FL_VOCAB_NONE;
+    bpe->unk_named = fl_json_type_of(l->doc, node) == FL_JSON_STRING;
+    if (bpe->unk_named &&
+        (!fl_load_string(l, node, &token) || !fl_build_find(&l->b, token, FL_VOCAB_NONE, &bpe->unk))) {
         return fl_load_no_memory(l);
     }
-    return FOLOLLM_OK;
-}
-
-static folollm_status fl_load_check_template(const fl_load *l) {
-    const fl_tokenizer *t = l->t;
-    for (size_t i = 0; i < t->n_before + t->n_after; i++) {
-        uint32_t id = i < t->n_before ? t->before[i] : t->after[i - t->n_before];
-        if (!fl_tokenizer_has_id(t, (folollm_token)id)) {
-            return fl_fail(l->error, FOLOLLM_E_FORMAT, "%s: the post_processor adds the id %u, which no token has",
-                           l->doc->name, (uint64_t)id);
-        }
+    if (bpe->unk != FL_VOCAB_NONE && (l->b.t->vocab.pieces[bpe->unk].flags & FL_PIECE_ADDED) != 0) {
+        bpe->unk = FL_VOCAB_NONE;
     }
     return FOLOLLM_OK;
-}
-
-/* "<0xHH>" as the library's decoder reads it: a sign and either case are let through. */
-static bool fl_load_is_byte(fl_str s) {
-    for (size_t i = 3; s.n == 6 && i < 5; i++) {
-        char c = s.at[i], lower = (char)(c | 0x20);
-        if (!((c >= '0' && c <= '9') || (lower >= 'a' && lower <= 'f') || (i == 3 && c == '+'))) {
-            return false;
-        }
-    }
-    return s.n == 6 && memcmp(s.at, "<0x", 3) == 0 && s.at[5] == '>';
-}
-
-/* Mark byte pieces, and find the most that one piece can become: bytes that are no UTF-8 become three each. */
-static void fl_load_finish(fl_tokenizer *t) {
-    fl_bpe_index(&t->bpe);
-    for (uint32_t id = 0; id < t->vocab.n_ids; id++) {
-        fl_str piece = fl_vocab_piece(&t->vocab, id);
-        size_t n = t->decoder.byte_level ? piece.n : fl_detok_replace(&t->decoder, piece, false, NULL);
-        for (size_t i = 0; t->decoder.byte_level && i < piece.n; i++) {
-            n += (uint8_t)piece.at[i] >= 0x80 ? 2 : 0;
-        }
-        t->max_piece_bytes = fl_max(t->max_piece_bytes, n);
-        if (t->decoder.byte_fallback && fl_load_is_byte(piece)) {
-            t->vocab.pieces[id].flags |= FL_PIECE_BYTE;
-        }
-    }
 }
 
 static folollm_status fl_load_fill(fl_load *l) {
-    l->t->bpe.vocab = &l->t->vocab;
-    fl_vocab_clear(&l->t->vocab);
-    fl_added_clear(&l->t->added);
-    fl_pair_map_clear(&l->t->bpe.ranks);
     FL_TRY(fl_load_fill_vocab(l));
     FL_TRY(fl_load_fill_added(l));
     FL_TRY(fl_load_fill_merges(l));
-    FL_TRY(fl_load_unk(l));
-    FL_TRY(fl_load_check_template(l));
-    fl_load_finish(l->t);
-    return FOLOLLM_OK;
+    return fl_load_unk(l);
 }
 
-static void fl_load_free(fl_load *l) {
-    fl_text_free(&l->token);
-    fl_text_free(&l->piece);
-    fl_text_free(&l->normal[0]);
-    fl_text_free(&l->normal[1]);
-    fl_free(l->memory, l->pairs, l->n_pairs * sizeof *l->pairs);
-}
-
-/* Plan, open the arena, move in. */
-static folollm_status fl_load_build(fl_load *l, fl_tokenizer *plan, fl_tokenizer **out) {
-    fl_arena arena = {0};
-    FL_TRY(fl_tokenizer_parts(l->doc, plan, l->error));
+static folollm_status fl_load_build(fl_load *l, fl_tokenizer **out) {
+    FL_TRY(fl_tokenizer_parts(l->doc, l->b.t, l->b.error));
     FL_TRY(fl_load_model(l));
     FL_TRY(fl_load_measure_vocab(l));
     FL_TRY(fl_load_measure_added(l));
-    fl_take(&arena, 1, sizeof *plan);
-    fl_load_layout(l, plan, &arena);
-    FL_TRY(fl_arena_open(l->memory, &arena, "the tokenizer", l->error));
-    fl_tokenizer *t = fl_take(&arena, 1, sizeof *t);
-    *t = *plan;
-    fl_load_layout(l, t, &arena);
-    t->arena = arena;
-    l->t = t;
-    folollm_status status = fl_load_fill(l);
-    if (status != FOLOLLM_OK) {
-        fl_arena_close(l->memory, &arena);
-        return status;
-    }
-    *out = t;
-    return FOLOLLM_OK;
+    FL_TRY(fl_build_open(&l->b));
+    return fl_build_close(&l->b, fl_load_fill(l), out);
 }
 
 static folollm_status fl_load_tokenizer(fl_memory *m, const char *directory, fl_tokenizer **out,
@@ -476,11 +316,12 @@ static folollm_status fl_load_tokenizer(fl_memory *m, const char *directory, fl_
     FL_TRY(fl_file_slurp(m, directory, "tokenizer.json", FL_LOAD_FILE_BYTES, NULL, &text, error));
     folollm_status status = fl_json_parse(m, &doc, "tokenizer.json", text, error);
     if (status == FOLOLLM_OK) {
-        memset(&plan, 0, sizeof plan);
-        fl_load l = {.memory = m, .doc = &doc, .error = error, .t = &plan};
-        l.token.memory = l.piece.memory = l.normal[0].memory = l.normal[1].memory = m;
-        status = fl_load_build(&l, &plan, out);
-        fl_load_free(&l);
+        fl_load l = {.doc = &doc};
+        fl_build_init(&l.b, m, doc.name, &plan, error);
+        l.token.memory = m;
+        status = fl_load_build(&l, out);
+        fl_text_free(&l.token);
+        fl_build_free(&l.b);
         fl_json_free(m, &doc);
     }
     fl_free(m, (void *)(uintptr_t)text.at, text.n);

@@ -161,7 +161,7 @@ static folollm_status fl_parts_byte_level(fl_parts *p, uint32_t node, fl_pretok_
     FL_TRY(fl_json_bool(p->doc, node, "add_prefix_space", true, &prefix, p->error));
     FL_TRY(fl_json_bool(p->doc, node, "use_regex", true, &regex, p->error));
     step->kind = regex ? FL_PRETOK_WORDS : FL_PRETOK_WHOLE;
-    step->pattern = fl_pretok_gpt2();
+    step->pattern = fl_pretok_known(FL_PRETOK_GPT2);
     step->prefix = prefix ? FL_PRETOK_PREFIX_ALWAYS : FL_PRETOK_PREFIX_NEVER;
     p->t->pretokenizer.byte_level = true;
     return FOLOLLM_OK;
