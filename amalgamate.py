@@ -19,7 +19,7 @@ ROOT = os.path.dirname(os.path.abspath(__file__))
 
 FLOORS = [
     ("base", "base.h error.h error.c memory.h memory.c map.h map.c utf8.h utf8.c math.h math.c os.h os.c pool.h pool.c"),
-    ("formats", "json.h json.c dtype.h dtype.c blocks.h blocks.c safetensors.h safetensors.c gguf.h gguf.c"),
+    ("formats", "json.h json.c dtype.h dtype.c blocks.h blocks.c safetensors.h safetensors.c safetensors_write.h safetensors_write.c gguf.h gguf.c"),
     ("text", "unicode.h unicode.c pretokenize.h pretokenize.c vocab.h vocab.c bpe.h bpe.c added.h added.c normalize.h "
              "normalize.c tokenizer.h tokenizer_impl.h tokenizer_build.h tokenizer_build.c tokenizer_parts.c "
              "tokenizer_load.c tokenizer.c detokenize.c chat.h chat_template.c chat.c tokenizer_gguf.h "

@@ -41,6 +41,7 @@
 #define folollm_status_text FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_status_text)
 #define folollm_plan FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_plan)
 #define folollm_load FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_load)
+#define folollm_quantize FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_quantize)
 #define folollm_share FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_share)
 #define folollm_get_info FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_get_info)
 #define folollm_free FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_free)
@@ -256,6 +257,15 @@ FOLOLLM_API folollm_status folollm_plan(const char *path, const folollm_options 
  * first weight is read. *out is set only on success and is freed with folollm_free. */
 FOLOLLM_API folollm_status folollm_load(const char *path, const folollm_options *options, folollm **out,
                                         folollm_error *error);
+
+/* Write the weights of a checkpoint directory, as load with options->weights would have them, as one safetensors file
+ * to the host, front to back: write gets the next n_bytes and returns 0, or else this call fails with FOLOLLM_E_IO.
+ * Beside the directory's other files this is a checkpoint that loads without converting anything. Matrices of 8 bits
+ * and less are tensors NAME.TYPE of bytes, packed as the kernels read them, and used where they lie when mapped. Of
+ * options, host, n_threads and weights count. Holds one tensor at a time. */
+FOLOLLM_API folollm_status folollm_quantize(const char *path, const folollm_options *options,
+                                            int (*write)(void *user, const void *bytes, size_t n_bytes), void *user,
+                                            folollm_error *error);
 
 /* A second engine over the weights and tokenizer of `engine`, for another thread, with its own KV cache, sequences
  * and options (host, tokenizer_only, copy_weights are those of the first). Either may be freed first. */

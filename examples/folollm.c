@@ -137,10 +137,10 @@ static void erase_bar(const bar *b)
 /* ---- Options ------------------------------------------------------------------------------------- */
 
 enum { /* subcommands, as bits */
-    GENERATE = 1, CHAT = 2, TOKENIZE = 4, LOGITS = 8, BENCH = 16, PERPLEXITY = 32, INFO = 64, BATCH = 128,
+    GENERATE = 1, CHAT = 2, TOKENIZE = 4, LOGITS = 8, BENCH = 16, PERPLEXITY = 32, INFO = 64, BATCH = 128, QUANTIZE = 256,
     READERS = GENERATE | TOKENIZE | PERPLEXITY,
     SAMPLING = GENERATE | CHAT | BATCH,
-    ALL = 255
+    ALL = 511
 };
 
 typedef struct counts {
@@ -221,6 +221,7 @@ static const option options[] = {
     {"--plain", NULL, TOKENIZE, KIND_FLAG, AT(plain), 0, 0, "no BOS or EOS, and special tokens are plain text"},
     {"--ids", "IDS", LOGITS, KIND_TEXT, AT(ids), 0, 0, "the tokens, as 1,2,3; - for stdin"},
     {"-o", "FILE", LOGITS, KIND_TEXT, AT(output), 0, 0, "float32, little-endian, (ids, vocab)"},
+    {"-o", "DIRECTORY", QUANTIZE, KIND_TEXT, AT(output), 0, 0, "where the checkpoint goes; made if it is not there"},
     {"--chunk", "N", LOGITS, KIND_COUNT, AT(call_tokens), 1, MOST, "feed N tokens per call (all in one)"},
     {"-p", "N", BENCH, KIND_COUNT, AT(prompt), 0, MOST, "tokens of a prompt; 0: no prefill test (512)"},
     {"-n", "N", BENCH, KIND_COUNT, AT(n), 0, MOST, "tokens to generate; 0: no decode test (128)"},
@@ -255,6 +256,7 @@ static void run_bench(settings *s);
 static void run_perplexity(settings *s);
 static void run_batch(settings *s);
 static void run_info(settings *s);
+static void run_quantize(settings *s);
 
 static const command commands[] = {
     {"generate", GENERATE, run_generate, "-m PATH (-p TEXT | -f FILE) [-n N]", "continue a text"},
@@ -266,6 +268,7 @@ static const command commands[] = {
      "measure the speed"},
     {"perplexity", PERPLEXITY, run_perplexity, "-m PATH -f FILE [--context N]", "how well a text is predicted"},
     {"info", INFO, run_info, "-m PATH", "architecture, sizes, memory plan"},
+    {"quantize", QUANTIZE, run_quantize, "-m PATH -o DIRECTORY --weights TYPE", "write a converted checkpoint"},
 };
 
 static const command *find_command(const char *name)
@@ -1830,6 +1833,81 @@ static void run_info(settings *s)
     print_count("KV per token", memory.kv_cache / ((uint64_t)info.n_pages * info.page_tokens));
     write_text("", 0);
     folollm_free(engine);
+}
+
+/* ---- quantize ------------------------------------------------------------------------------------ */
+
+static char *join_path(const char *directory, const char *name)
+{
+    size_t n = strlen(directory) + strlen(name) + 2;
+    char *path = malloc(n);
+    if (path == NULL) {
+        die("no memory for a path");
+    }
+    snprintf(path, n, "%s/%s", directory, name);
+    return path;
+}
+
+static void copy_file(const char *from, const char *to, const char *name)
+{
+    static char piece[65536];
+    char *source_path = join_path(from, name), *target_path = join_path(to, name);
+    FILE *source = fopen(source_path, "rb");
+    if (source != NULL) {
+        FILE *target = fopen(target_path, "wb");
+        size_t n = 1;
+        while (target != NULL && n > 0 && (n = fread(piece, 1, sizeof piece, source)) > 0) {
+            if (fwrite(piece, 1, n, target) != n) {
+                die("cannot write %s", target_path);
+            }
+        }
+        if (target == NULL || ferror(source) || fclose(target) != 0) {
+            die("cannot copy %s to %s", source_path, target_path);
+        }
+        fclose(source);
+    }
+    free(source_path);
+    free(target_path);
+}
+
+static int write_piece(void *user, const void *piece, size_t n)
+{
+    return fwrite(piece, 1, n, user) != n;
+}
+
+/* The weights go to a file of another name first: what is called model.safetensors is whole. */
+static void run_quantize(settings *s)
+{
+    static const char *const others[] = {"config.json", "generation_config.json", "tokenizer.json",
+                                         "tokenizer_config.json", "chat_template.jinja"};
+    folollm_error error;
+    if (s->output == NULL || s->engine.weights == FOLOLLM_WEIGHTS_AS_STORED) {
+        misuse(s->command, "quantize needs -o DIRECTORY and --weights TYPE");
+    }
+    if (mkdir(s->output, 0777) != 0 && errno != EEXIST) {
+        die("cannot make the directory %s", s->output);
+    }
+    char *part = join_path(s->output, "model.safetensors.part"), *whole = join_path(s->output, "model.safetensors");
+    FILE *out = fopen(part, "wb");
+    if (out == NULL) {
+        die("cannot write %s", part);
+    }
+    s->engine.struct_size = sizeof s->engine;
+    folollm_status status = folollm_quantize(s->model, &s->engine, write_piece, out, &error);
+    int closed = fclose(out);
+    if (status != FOLOLLM_OK || closed != 0) {
+        remove(part);
+        check(status, &error);
+        die("cannot write %s", part);
+    }
+    for (size_t i = 0; i < LENGTH(others); i++) {
+        copy_file(s->model, s->output, others[i]);
+    }
+    if (rename(part, whole) != 0) {
+        die("cannot rename %s to %s", part, whole);
+    }
+    free(part);
+    free(whole);
 }
 
 /* ---- main ---------------------------------------------------------------------------------------- */

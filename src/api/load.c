@@ -360,6 +360,30 @@ FOLOLLM_API folollm_status folollm_load(const char *path, const folollm_options 
     return fl_engine_open(c, options, true, out, error);
 }
 
+FOLOLLM_API folollm_status folollm_quantize(const char *path, const folollm_options *options,
+                                            int (*write)(void *user, const void *bytes, size_t n_bytes), void *user,
+                                            folollm_error *error) {
+    fl_memory memory;
+    fl_weights weights;
+    bool is_gguf;
+    FL_TRY(fl_open_arguments(path, &options, (const void *)path, error));
+    if (write == NULL) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "folollm_quantize needs somewhere to write to");
+    }
+    fl_memory_init(&memory, options->host);
+    FL_TRY(fl_gguf_is_at(&memory, path, &is_gguf, error));
+    if (is_gguf) {
+        return fl_fail(error, FOLOLLM_E_UNSUPPORTED, "%s is a GGUF file; checkpoint directories are quantised", path);
+    }
+    FL_TRY(fl_weights_open(&memory, &weights, path, NULL, true, options->weights, error));
+    fl_tensors_out out = {.memory = &memory, .write = write, .user = user};
+    uint32_t n_threads = options->n_threads != 0 ? options->n_threads : fl_n_cores();
+    folollm_status status = fl_weights_write(&memory, &weights, n_threads, &out, error);
+    fl_tensors_out_close(&out);
+    fl_weights_close(&memory, &weights);
+    return status;
+}
+
 FOLOLLM_API folollm_status folollm_share(folollm *engine, const folollm_options *options, folollm **out,
                                          folollm_error *error) {
     if (engine == NULL || out == NULL) {

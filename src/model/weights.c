@@ -63,30 +63,56 @@ typedef struct fl_binder {
     fl_converter *converter; /* NULL while dry, or if nothing is converted */
     uint32_t layer;
     folollm_error *error;
+    fl_tensors_out *out; /* NULL, or where the tensors go instead of being bound */
+    bool announce;       /* their names only */
 } fl_binder;
 
-/* The tensor of this role with just this shape (n_cols 0: a vector). */
+static const fl_tensor *fl_bind_named(const fl_binder *b, fl_role role, const char *suffix, char *name, size_t room) {
+    size_t n = fl_format(name, room, fl_role_names[role][b->w->is_gguf], (uint64_t)b->layer);
+    n += fl_format(name + n, room - n, "%s", suffix);
+    return fl_tensors_find(&b->w->tensors, (fl_str){name, n});
+}
+
+/* A matrix that folollm_quantise wrote: NAME.q4_k and so on, panel by panel as packed.h says. NULL: there is none. */
+static const fl_tensor *fl_bind_packed(const fl_binder *b, fl_role role, char *name, size_t room, fl_dtype *type) {
+    const fl_tensor *t = NULL;
+    for (int i = FL_Q8_0; i < FL_DTYPE_COUNT && t == NULL && !b->w->is_gguf; i++) {
+        char suffix[16];
+        fl_format(suffix, sizeof suffix, ".%s", fl_dtype_name((fl_dtype)i));
+        *type = (fl_dtype)i;
+        t = fl_bind_named(b, role, suffix, name, room);
+    }
+    return t;
+}
+
+/* The tensor of this role with just this shape (n_cols 0: a vector), and the type of what is in it; packed: is it
+ * already as it will lie in memory? */
 static folollm_status fl_bind_find(const fl_binder *b, fl_role role, size_t n_rows, size_t n_cols,
-                                   const fl_tensor **out) {
-    char name[128];
+                                   const fl_tensor **out, fl_dtype *type, bool *packed) {
+    char name[128], other[128];
     const fl_tensors *all = &b->w->tensors;
     const char *implied = b->w->is_gguf ? "the metadata" : "config.json";
-    size_t n = fl_format(name, sizeof name, fl_role_names[role][b->w->is_gguf], (uint64_t)b->layer);
-    fl_str key = {name, n};
-    const fl_tensor *t = fl_tensors_find(all, key);
+    const fl_tensor *t = fl_bind_named(b, role, "", name, sizeof name);
+    *packed = t == NULL && n_cols != 0 && (t = fl_bind_packed(b, role, other, sizeof other, type)) != NULL;
     if (t == NULL) {
-        return fl_fail(b->error, FOLOLLM_E_FORMAT, "%s: tensor %S is not in the checkpoint, but %s implies it",
-                       all->files[0].path, &key, implied);
+        return fl_fail(b->error, FOLOLLM_E_FORMAT, "%s: tensor \"%s\" is not in the checkpoint, but %s implies it",
+                       all->files[0].path, name, implied);
     }
+    *type = *packed ? *type : t->type;
     uint64_t rows = t->n_dims > 0 ? t->shape[0] : 0, cols = t->n_dims > 1 ? t->shape[1] : 0;
-    if (t->n_dims != (n_cols != 0 ? 2u : 1u) || rows != n_rows || cols != n_cols) {
-        return fl_fail(b->error, FOLOLLM_E_FORMAT, "%s: tensor %S is %u x %u (%u dimensions); %s implies %u x %u",
-                       all->files[t->file].path, &key, rows, cols, (uint64_t)t->n_dims, implied, (uint64_t)n_rows,
-                       (uint64_t)n_cols);
+    if (*packed) {
+        n_rows = fl_packs(*type, n_cols) ? fl_div_up(n_rows, FL_PANEL) : 0;
+        n_cols = fl_panel_bytes(*type, n_cols);
     }
-    if (t->type == FL_DTYPE_OTHER || (n_cols == 0 && fl_is_packed(t->type))) {
+    if (t->n_dims != (n_cols != 0 ? 2u : 1u) || rows != n_rows || cols != n_cols ||
+        (*packed && strcmp(t->type_name, "U8") != 0)) {
+        return fl_fail(b->error, FOLOLLM_E_FORMAT, "%s: tensor %S is %u x %u (%u dimensions, %s); %s implies %u x %u",
+                       all->files[t->file].path, &t->name, rows, cols, (uint64_t)t->n_dims, t->type_name, implied,
+                       (uint64_t)n_rows, (uint64_t)n_cols);
+    }
+    if (*type == FL_DTYPE_OTHER || (n_cols == 0 && fl_is_packed(*type))) {
         return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED, "%s: tensor %S has type %s; %s are computed",
-                       all->files[t->file].path, &key, t->type_name,
+                       all->files[t->file].path, &t->name, t->type_name,
                        !b->w->is_gguf || n_cols == 0 ? "BF16, F16 and F32"
                                                      : "F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K and Q6_K");
     }
@@ -103,14 +129,13 @@ static fl_rows_in_file fl_bind_rows(const fl_binder *b, const fl_tensor *t, fl_r
 }
 
 /* Count a tensor; while loading, tell the host and let it cancel. */
-static folollm_status fl_bind_done(fl_binder *b, const fl_tensor *t) {
+static folollm_status fl_bind_done(fl_binder *b, const fl_tensor *t, size_t n_numbers) {
     const folollm_host *host = &b->memory->host;
     fl_weights *w = b->w;
-    size_t per_block = fl_is_packed(t->type) ? fl_block_numbers(t->type) : 1;
     w->tensors.tensors[t - w->tensors.tensors].bound = true;
     w->done_bytes += t->n_bytes;
     if (w->arena.base == NULL) {
-        w->n_params += t->n_bytes / fl_row_bytes(t->type, per_block) * per_block;
+        w->n_params += n_numbers;
         w->total_bytes += t->n_bytes;
         return FOLOLLM_OK;
     }
@@ -121,10 +146,68 @@ static folollm_status fl_bind_done(fl_binder *b, const fl_tensor *t) {
     return FOLOLLM_OK;
 }
 
+#define FL_WRITE_BYTES 65536u
+
+/* The bytes of a tensor as they are. */
+static folollm_status fl_bind_copy(fl_binder *b, const fl_tensor *t) {
+    uint8_t *piece = fl_alloc_raw(b->memory, FL_WRITE_BYTES);
+    folollm_status status = piece != NULL ? FOLOLLM_OK : fl_no_memory(b->error, "a piece of a tensor", FL_WRITE_BYTES);
+    for (uint64_t at = 0; at < t->n_bytes && status == FOLOLLM_OK; at += FL_WRITE_BYTES) {
+        size_t n = t->n_bytes - at < FL_WRITE_BYTES ? (size_t)(t->n_bytes - at) : FL_WRITE_BYTES;
+        status = fl_file_read(&b->w->tensors.files[t->file], t->offset + at, piece, n, b->error);
+        if (status == FOLOLLM_OK) {
+            status = fl_tensors_out_data(b->out, piece, n, b->error);
+        }
+    }
+    fl_free(b->memory, piece, FL_WRITE_BYTES);
+    return status;
+}
+
+static folollm_status fl_bind_convert(fl_binder *b, fl_role role, const fl_tensor *t, size_t n_rows, size_t n_cols,
+                                      fl_dtype type) {
+    size_t bytes = fl_matrix_bytes(type, n_rows, n_cols);
+    fl_rows_in_file rows = fl_bind_rows(b, t, role, n_cols);
+    void *matrix = fl_alloc_raw(b->memory, bytes);
+    if (matrix == NULL) {
+        return fl_no_memory(b->error, "a converted tensor", bytes);
+    }
+    folollm_status status = fl_convert(b->converter, &rows, t->type, n_rows, n_cols, type, matrix, b->error);
+    if (status == FOLOLLM_OK) {
+        status = fl_tensors_out_data(b->out, matrix, bytes, b->error);
+    }
+    fl_free(b->memory, matrix, bytes);
+    return status;
+}
+
+/* A tensor to b->out, as type. */
+static folollm_status fl_bind_write(fl_binder *b, fl_role role, const fl_tensor *t, size_t n_rows, size_t n_cols,
+                                    fl_dtype type, bool packed) {
+    static const char *const names[] = {"F32", "F16", "BF16"};
+    char name[128];
+    bool copy = packed || type == t->type;
+    size_t n = fl_format(name, sizeof name, fl_role_names[role][0], (uint64_t)b->layer);
+    if (!b->announce) {
+        return copy ? fl_bind_copy(b, t) : fl_bind_convert(b, role, t, n_rows, n_cols, type);
+    }
+    if (!fl_is_packed(type)) {
+        return fl_tensors_out_announce(b->out, name, names[type], n_rows, n_cols,
+                                       (uint64_t)n_rows * fl_max(n_cols, 1) * fl_dtype_bytes(type), b->error);
+    }
+    fl_format(name + n, sizeof name - n, ".%s", fl_dtype_name(type));
+    return fl_tensors_out_announce(b->out, name, "U8", fl_div_up(n_rows, FL_PANEL), fl_panel_bytes(type, n_cols),
+                                   fl_matrix_bytes(type, n_rows, n_cols), b->error);
+}
+
 /* A vector as floats. */
 static folollm_status fl_bind_vector(fl_binder *b, fl_role role, size_t n, const float **out) {
     const fl_tensor *t;
-    FL_TRY(fl_bind_find(b, role, n, 0, &t));
+    fl_dtype type;
+    bool packed;
+    FL_TRY(fl_bind_find(b, role, n, 0, &t, &type, &packed));
+    if (b->out != NULL) {
+        *out = NULL;
+        return fl_bind_write(b, role, t, n, 0, type, false);
+    }
     float *v = fl_take(&b->w->arena, n, sizeof *v);
     if (v != NULL) {
         fl_rows_in_file rows = fl_bind_rows(b, t, role, 1);
@@ -138,7 +221,7 @@ static folollm_status fl_bind_vector(fl_binder *b, fl_role role, size_t n, const
         }
     }
     *out = v;
-    return fl_bind_done(b, t);
+    return fl_bind_done(b, t, n);
 }
 
 /* The type that a matrix of n_cols columns is computed with. K types come in blocks of 256: other rows, and the head
@@ -157,13 +240,15 @@ static fl_dtype fl_bind_type(folollm_weights asked, fl_dtype stored, size_t n_co
 }
 
 /* A part's matrix where the file has it, or in the arena. */
-static folollm_status fl_bind_data(fl_binder *b, const fl_tensor *t, fl_role role, size_t n_cols, fl_part *part) {
+static folollm_status fl_bind_data(fl_binder *b, const fl_tensor *t, fl_role role, size_t n_cols, fl_part *part,
+                                   bool packed) {
     fl_weights *w = b->w;
     fl_rows_in_file rows = fl_bind_rows(b, t, role, n_cols);
     const uint8_t *map = rows.file->map;
-    bool as_it_is = part->type == t->type && !fl_is_packed(t->type);
+    bool as_it_is = packed || (part->type == t->type && !fl_is_packed(t->type));
+    size_t unit = packed ? 1 : fl_dtype_bytes(t->type);
     w->converts = w->converts || !as_it_is;
-    if (as_it_is && map != NULL && rows.head_dim == 0 && ((uintptr_t)map + t->offset) % fl_dtype_bytes(t->type) == 0) {
+    if (as_it_is && map != NULL && rows.head_dim == 0 && ((uintptr_t)map + t->offset) % unit == 0) {
         part->data = map + t->offset;
         w->mapped_bytes += w->arena.base == NULL ? t->n_bytes : 0;
         return FOLOLLM_OK;
@@ -177,6 +262,9 @@ static folollm_status fl_bind_data(fl_binder *b, const fl_tensor *t, fl_role rol
     if (data == NULL) {
         return FOLOLLM_OK;
     }
+    if (packed) {
+        return fl_file_read(rows.file, rows.offset, data, bytes, b->error);
+    }
     return as_it_is ? fl_read_rows(&rows, 0, part->n_rows, data, b->error)
                     : fl_convert(b->converter, &rows, t->type, part->n_rows, n_cols, part->type, data, b->error);
 }
@@ -185,19 +273,26 @@ static folollm_status fl_bind_data(fl_binder *b, const fl_tensor *t, fl_role rol
 static folollm_status fl_bind_part(fl_binder *b, fl_matrix *m, fl_role role, fl_role bias, size_t n_rows,
                                    size_t n_cols) {
     const fl_tensor *t;
-    FL_TRY(fl_bind_find(b, role, n_rows, n_cols, &t));
+    fl_dtype stored;
+    bool packed;
+    FL_TRY(fl_bind_find(b, role, n_rows, n_cols, &t, &stored, &packed));
     fl_part *part = &m->parts[m->n_parts++];
     m->n_rows += n_rows;
     m->n_cols = n_cols;
     part->n_rows = n_rows;
     bool is_head = m == &b->w->embedding || m == &b->w->head;
-    part->type = fl_bind_type(b->w->asked, t->type, n_cols, is_head);
-    b->w->types[part->type] = b->w->types[part->type] || !is_head || part->type == t->type;
-    FL_TRY(fl_bind_data(b, t, role, n_cols, part));
+    part->type = fl_bind_type(b->w->asked, stored, n_cols, is_head);
+    b->w->types[part->type] = b->w->types[part->type] || !is_head || part->type == stored;
+    if (packed && part->type != stored) {
+        return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED, "%s: tensor %S is packed; it cannot become %s again",
+                       b->w->tensors.files[t->file].path, &t->name, fl_dtype_name(part->type));
+    }
+    FL_TRY(b->out != NULL ? fl_bind_write(b, role, t, n_rows, n_cols, part->type, packed)
+                          : fl_bind_data(b, t, role, n_cols, part, packed));
     if (bias != FL_ROLE_NONE) {
         FL_TRY(fl_bind_vector(b, bias, n_rows, &part->bias));
     }
-    return fl_bind_done(b, t);
+    return fl_bind_done(b, t, n_rows * n_cols);
 }
 
 static folollm_status fl_bind_attention(fl_binder *b, fl_layer *l) {
@@ -250,33 +345,40 @@ static folollm_status fl_bind_divisors(fl_binder *b) {
     return FOLOLLM_OK;
 }
 
-/* Bind everything into w->arena, dry or real: the same walk, so that both agree. */
-static folollm_status fl_bind_all(fl_memory *m, fl_weights *w, fl_converter *converter, folollm_error *error) {
+/* Every tensor of the model in one order, whatever is done with it. */
+static folollm_status fl_bind_walk(fl_binder *b) {
+    fl_weights *w = b->w;
     const fl_config *c = &w->config;
-    fl_binder b = {m, w, converter, 0, error};
     memset(&w->embedding, 0, sizeof w->embedding);
     memset(&w->head, 0, sizeof w->head);
-    w->done_bytes = 0;
-    w->layers = fl_take(&w->arena, c->n_layers, sizeof *w->layers);
-    FL_TRY(fl_bind_part(&b, &w->embedding, FL_ROLE_EMBEDDING, FL_ROLE_NONE, c->vocab, c->dim));
-    for (; b.layer < c->n_layers; b.layer++) {
+    b->layer = 0;
+    FL_TRY(fl_bind_part(b, &w->embedding, FL_ROLE_EMBEDDING, FL_ROLE_NONE, c->vocab, c->dim));
+    for (; b->layer < c->n_layers; b->layer++) {
         fl_layer layer;
         memset(&layer, 0, sizeof layer);
-        FL_TRY(fl_bind_attention(&b, &layer));
-        FL_TRY(fl_bind_mlp(&b, &layer));
+        FL_TRY(fl_bind_attention(b, &layer));
+        FL_TRY(fl_bind_mlp(b, &layer));
         if (w->layers != NULL) {
-            w->layers[b.layer] = layer;
+            w->layers[b->layer] = layer;
         }
     }
-    FL_TRY(fl_bind_vector(&b, FL_ROLE_FINAL_NORM, c->dim, &w->final_norm));
+    FL_TRY(fl_bind_vector(b, FL_ROLE_FINAL_NORM, c->dim, &w->final_norm));
     if (c->rope.kind == FL_ROPE_DIVISORS) {
-        FL_TRY(fl_bind_divisors(&b));
+        FL_TRY(fl_bind_divisors(b));
     }
     if (c->tied) {
         w->head = w->embedding;
         return FOLOLLM_OK;
     }
-    return fl_bind_part(&b, &w->head, FL_ROLE_HEAD, FL_ROLE_NONE, c->vocab, c->dim);
+    return fl_bind_part(b, &w->head, FL_ROLE_HEAD, FL_ROLE_NONE, c->vocab, c->dim);
+}
+
+/* Bind everything into w->arena, dry or real: the same walk, so that both agree. */
+static folollm_status fl_bind_all(fl_memory *m, fl_weights *w, fl_converter *converter, folollm_error *error) {
+    fl_binder b = {.memory = m, .w = w, .converter = converter, .error = error};
+    w->done_bytes = 0;
+    w->layers = fl_take(&w->arena, w->config.n_layers, sizeof *w->layers);
+    return fl_bind_walk(&b);
 }
 
 /* The metadata of GGUF does not tell every variant of an architecture: what has further tensors is another one. */
@@ -349,6 +451,23 @@ FL_LOCAL folollm_status fl_weights_load(fl_memory *m, fl_weights *w, uint32_t n_
     }
     fl_tensors_forget_names(&w->tensors);
     return FOLOLLM_OK;
+}
+
+FL_LOCAL folollm_status fl_weights_write(fl_memory *m, fl_weights *w, uint32_t n_threads, fl_tensors_out *out,
+                                         folollm_error *error) {
+    fl_converter converter;
+    fl_binder b = {.memory = m, .w = w, .converter = &converter, .error = error, .out = out, .announce = true};
+    FL_TRY(fl_converter_open(m, &converter, fl_weights_columns(w), n_threads, error));
+    folollm_status status = fl_bind_walk(&b);
+    if (status == FOLOLLM_OK) {
+        status = fl_tensors_out_header(out, error);
+    }
+    if (status == FOLOLLM_OK) {
+        b.announce = false;
+        status = fl_bind_walk(&b);
+    }
+    fl_converter_close(m, &converter);
+    return status;
 }
 
 static uint64_t fl_vector_fingerprint(const float *v, size_t n, uint64_t h) {

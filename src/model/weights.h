@@ -5,6 +5,7 @@
 #define FL_WEIGHTS_H
 
 #include "formats/gguf.h"
+#include "formats/safetensors_write.h"
 #include "model/config.h"
 #include "model/convert.h"
 #include "ops/ops.h"
@@ -39,6 +40,11 @@ FL_LOCAL folollm_status fl_weights_open(fl_memory *m, fl_weights *w, const char 
 
 /* After open: allocate, read or map. */
 FL_LOCAL folollm_status fl_weights_load(fl_memory *m, fl_weights *w, uint32_t n_threads, folollm_error *error);
+
+/* After open: the tensors, as they would be loaded, to a safetensors file: packed ones panel by panel as U8 tensors
+ * (panels, bytes) named NAME.TYPE, which fl_weights_open takes as they are. Holds one tensor at a time. */
+FL_LOCAL folollm_status fl_weights_write(fl_memory *m, fl_weights *w, uint32_t n_threads, fl_tensors_out *out,
+                                         folollm_error *error);
 
 /* What loading holds for its time beside what stays. */
 FL_LOCAL uint64_t fl_weights_temporary_bytes(const fl_weights *w, uint32_t n_threads);
