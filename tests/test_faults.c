@@ -511,7 +511,7 @@ static void misuse_loading(test_host *h) {
         {.n_threads = UINT32_MAX},
         {.kv = (folollm_kv_type)5},
         {.kv = (folollm_kv_type)-1},
-        {.isa = (folollm_isa)4},
+        {.isa = (folollm_isa)5},
         {.isa = (folollm_isa)-1},
     };
     for (size_t i = 0; i < FL_COUNT(bad); i++) {
