@@ -59,17 +59,23 @@ int main(int argc, char **argv) {
     static const struct {
         folollm_kv_type kv;
         uint32_t n_threads;
-    } runs[] = {{FOLOLLM_KV_F16, 1}, {FOLOLLM_KV_F16, 3}, {FOLOLLM_KV_F32, 2}, {FOLOLLM_KV_BF16, 1},
-                {FOLOLLM_KV_Q8, 2},  {FOLOLLM_KV_Q4, 1}};
+        folollm_weights weights;
+    } runs[] = {{FOLOLLM_KV_F16, 1, FOLOLLM_WEIGHTS_AS_STORED},  {FOLOLLM_KV_F16, 3, FOLOLLM_WEIGHTS_AS_STORED},
+                {FOLOLLM_KV_F32, 2, FOLOLLM_WEIGHTS_AS_STORED},  {FOLOLLM_KV_BF16, 1, FOLOLLM_WEIGHTS_AS_STORED},
+                {FOLOLLM_KV_Q8, 2, FOLOLLM_WEIGHTS_AS_STORED},   {FOLOLLM_KV_Q4, 1, FOLOLLM_WEIGHTS_AS_STORED},
+                {FOLOLLM_KV_F16, 2, FOLOLLM_WEIGHTS_Q8},         {FOLOLLM_KV_F16, 1, FOLOLLM_WEIGHTS_Q8_ROW},
+                {FOLOLLM_KV_F16, 1, FOLOLLM_WEIGHTS_Q4},         {FOLOLLM_KV_Q8, 2, FOLOLLM_WEIGHTS_Q4_K},
+                {FOLOLLM_KV_F16, 2, FOLOLLM_WEIGHTS_Q5_K},       {FOLOLLM_KV_F16, 1, FOLOLLM_WEIGHTS_Q6_K}};
     static const folollm_isa isas[] = {FOLOLLM_ISA_SCALAR, FOLOLLM_ISA_AVX2, FOLOLLM_ISA_AVX512,
                                        FOLOLLM_ISA_NEON};
     for (int model = 1; model < argc; model++) {
-        for (int i = 0; i < 6 * 4; i++) {
+        for (size_t i = 0; i < sizeof runs / sizeof runs[0] * 4; i++) {
             folollm_options options = {0};
             folollm_info info;
             folollm *llm;
             options.kv = runs[i / 4].kv;
             options.n_threads = runs[i / 4].n_threads;
+            options.weights = runs[i / 4].weights;
             options.isa = isas[i % 4];
             options.context = 128;
             folollm_status status = folollm_load(argv[model], &options, &llm, &error);
@@ -78,7 +84,7 @@ int main(int argc, char **argv) {
             }
             check(status);
             folollm_get_info(llm, &info);
-            printf("%s kv%d %s %u %016llx\n", argv[model], (int)info.kv, info.kernels, info.n_threads,
+            printf("%s w%d kv%d %s %u %016llx\n", argv[model], (int)options.weights, (int)info.kv, info.kernels, info.n_threads,
                    (unsigned long long)run(llm));
             folollm_free(llm);
         }

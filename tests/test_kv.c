@@ -33,7 +33,7 @@ static float random_float(void) { /* roughly normal */
 }
 
 /* The tables of this processor; those of AVX-512 and of NEON are two. */
-static size_t all_tables(const fl_kernels *tables[4]) {
+static size_t all_tables(const fl_kernels *tables[5]) {
     size_t n = 0;
     tables[n++] = &fl_kernels_scalar;
 #if defined(__x86_64__)
@@ -41,6 +41,11 @@ static size_t all_tables(const fl_kernels *tables[4]) {
     if (cpu.avx2) {
         tables[n++] = &fl_kernels_avx2;
     }
+#if defined(FL_HAS_AVXVNNI)
+    if (cpu.avxvnni) {
+        tables[n++] = &fl_kernels_avxvnni;
+    }
+#endif
     if (cpu.avx512) {
         tables[n++] = &fl_kernels_avx512;
     }
@@ -225,7 +230,7 @@ static void check_dots(const fl_kernels *k, folollm_kv_type type, size_t d, size
 }
 
 static void test_kernels(void) {
-    const fl_kernels *tables[4];
+    const fl_kernels *tables[5];
     for (size_t t = all_tables(tables); t-- > 0;) {
         for (size_t w = 0; w < FL_COUNT(widths); w++) {
             test_hadamard(tables[t], widths[w]);
@@ -353,7 +358,7 @@ static void test_attention(void) {
     static const double gates[] = {1e-10, 5e-4, 5e-2};
     static float qkv[TOKENS * 16 * 128], first[TOKENS * 8 * 128], out[TOKENS * 8 * 128];
     double worst[FL_COUNT(types)] = {0};
-    const fl_kernels *tables[4];
+    const fl_kernels *tables[5];
     size_t n_tables = all_tables(tables);
     for (size_t w = 0; w < FL_COUNT(widths) && widths[w] <= 128; w++) {
         size_t d = widths[w];
@@ -379,7 +384,7 @@ static void test_not_finite(void) {
     static float qkv[TOKENS * 16 * 20], out[TOKENS * 8 * 20];
     static const float broken[] = {NAN, INFINITY, -INFINITY};
     size_t d = 20, stride = fl_padded((HEADS + 2 * KV_HEADS) * d), out_stride = fl_padded(HEADS * d);
-    const fl_kernels *tables[4];
+    const fl_kernels *tables[5];
     for (size_t t = all_tables(tables); t-- > 0;) {
         for (size_t i = 0; i < 3 * 2 * 3; i++) {
             size_t at = 5 + 30 * (i % 2), part = i / 2 % 3; /* of token `at`: the last head of q, k or v */

@@ -263,6 +263,29 @@ def test_many_lines():
               for a in lines), "the same prompt and seed give the same ids, whatever runs beside", lines[:3])
 
 
+def test_quantize():
+    """What quantize writes answers as the model converted while loading does, and is mapped."""
+    with tempfile.TemporaryDirectory() as d:
+        for weights in ("q8", "q8_row", "q4", "q6_k", "f16"):
+            target = os.path.join(d, weights)
+            status, out, err = tool("quantize", "-o", target, "--weights", weights)
+            names = sorted(os.listdir(target))
+            check(status == 0 and out == b"" and err == "" and "model.safetensors" in names and "config.json" in names
+                  and not any(n.endswith(".part") for n in names), f"quantize --weights {weights}", (err, names))
+            request = json.dumps({"id": 1, "prompt": "ROMEO:", "max_tokens": 40, "ignore_eos": True}).encode()
+            ids = [parse(tool("batch", "-f", "-", *more, stdin=request)[1])[0]["token_ids"]
+                   for more in (["--weights", weights], ["-m", target])]
+            check(ids[0] == ids[1] and len(ids[0]) == 40, f"{weights}: the same answer", ids)
+            mapped = re.search(r"mapped +(\d+)", tool("info", "-m", target)[1].decode())
+            check(mapped and int(mapped.group(1)) > 500_000, f"{weights}: used where it lies", mapped)
+        status, _, err = tool("batch", "-f", "-", "-m", os.path.join(d, "q4"), "--weights", "q8", stdin=b"{}")
+        check(status == 1 and "packed" in err, "packed weights stay what they are", err)
+        status, _, err = tool("quantize", "-o", os.path.join(d, "no", "such"), "--weights", "q8")
+        check(status == 1 and "cannot make" in err, "nowhere to write", err)
+    status, _, err = tool("quantize", "-o", "x")
+    check(status == 2 and "--weights" in err, "quantize to what?", err)
+
+
 def test_interrupt():
     requests = [{"id": i, "prompt": "ROMEO:", "seed": i, "max_tokens": 10 + i % 400} for i in range(2000)]
     with tempfile.NamedTemporaryFile("w") as f:

@@ -31,8 +31,8 @@ static float random_float(void) { /* roughly normal */
     return (float)sum / 32768;
 }
 
-/* The tables of this processor; those of AVX-512 are two. */
-static size_t all_tables(const fl_kernels *tables[4]) {
+/* The tables of this processor; those of AVX2 and AVX-512 are two. */
+static size_t all_tables(const fl_kernels *tables[5]) {
     size_t n = 0;
     tables[n++] = &fl_kernels_scalar;
 #if defined(__x86_64__)
@@ -40,6 +40,11 @@ static size_t all_tables(const fl_kernels *tables[4]) {
     if (cpu.avx2) {
         tables[n++] = &fl_kernels_avx2;
     }
+#if defined(FL_HAS_AVXVNNI)
+    if (cpu.avxvnni) {
+        tables[n++] = &fl_kernels_avxvnni;
+    }
+#endif
     if (cpu.avx512) {
         tables[n++] = &fl_kernels_avx512;
     }
@@ -209,7 +214,7 @@ static void test_products(void) {
     static const size_t shapes[][2] = {{16, 256}, {40, 512}, {97, 1024}, {33, 768}, /* rows, columns */
                                        {1, 2},    {17, 31}, {16, 32},   {50, 33},  {31, 200}, {64, 416}, {15, 990}};
     static const size_t rows[] = {1, 2, 3, 5, 6, 7, 13, 16, 17, 20};
-    const fl_kernels *tables[4];
+    const fl_kernels *tables[5];
     size_t n_tables = all_tables(tables);
     unsigned n = 0;
     for (size_t t = 0; t < FL_COUNT(types); t++) {
@@ -251,7 +256,7 @@ static void test_rows_alone(void) {
 
 /* Rows of the embedding are what the blocks stand for, bit for bit. */
 static void test_embedding(void) {
-    const fl_kernels *tables[4];
+    const fl_kernels *tables[5];
     size_t n_tables = all_tables(tables);
     for (size_t t = 0; t < FL_COUNT(types); t++) {
         size_t n_cols = fl_packs(types[t], 200) ? 200 : 512;
@@ -276,7 +281,7 @@ static void test_embedding(void) {
 
 /* A NaN or an infinity in a row makes that row NaN, and no other; so do they in the scale of a weight. */
 static void test_not_finite(void) {
-    const fl_kernels *tables[4];
+    const fl_kernels *tables[5];
     size_t n_tables = all_tables(tables), stride = fl_padded(20);
     static const float odd[] = {NAN, INFINITY, -INFINITY};
     for (size_t t = 0; t < FL_COUNT(types) * n_tables * FL_COUNT(odd); t++) {
@@ -685,6 +690,19 @@ static void write_texts(folollm_token texts[TEXTS][WRITTEN]) {
     folollm_free(f);
 }
 
+/* Of the texts, each token after those before it. */
+static double perplexity(folollm_token texts[TEXTS][WRITTEN], const float *logits, uint32_t vocab) {
+    double sum = 0, ignored;
+    for (size_t t = 0; t < TEXTS; t++) {
+        for (size_t i = 0; i + 1 < WRITTEN; i++) {
+            const float *row = logits + (t * WRITTEN + i) * vocab;
+            uint32_t top;
+            sum += log_sum(row, vocab, &top, &ignored) - (double)row[texts[t][i + 1]];
+        }
+    }
+    return exp(sum / (TEXTS * (WRITTEN - 1)));
+}
+
 static void test_quality(void) {
     static folollm_token texts[TEXTS][WRITTEN];
     static const double most[] = {5e-4, 5e-4, 0.04, 0.04, 0.01, 0.002}; /* mean divergence from f32, by type */
@@ -694,15 +712,19 @@ static void test_quality(void) {
     float *integers = malloc(n * vocab * sizeof *integers);
     write_texts(texts);
     judge((folollm_options){.weights = FOLOLLM_WEIGHTS_F32}, texts, exact);
+    double best = perplexity(texts, exact, vocab);
+    printf("f32     perplexity %.3f\n", best);
     for (int w = FOLOLLM_WEIGHTS_Q8; w <= FOLOLLM_WEIGHTS_Q6_K; w++) {
         judge((folollm_options){.weights = (folollm_weights)w, .float_activations = 1}, texts, floats);
         judge((folollm_options){.weights = (folollm_weights)w}, texts, integers);
         quality activations = compare(floats, integers, n, vocab), all = compare(exact, integers, n, vocab);
-        printf("%-7s from f32: NMSE %.2g, KLD mean %.2g, max %.2g, same top %.2f %%; by 8-bit activations alone: "
-               "NMSE %.2g, KLD mean %.2g, same top %.2f %%\n", fl_dtype_name(types[w - FOLOLLM_WEIGHTS_Q8]), all.nmse,
-               all.mean, all.max, 100 * all.same_top, activations.nmse, activations.mean, 100 * activations.same_top);
+        double confusion = perplexity(texts, integers, vocab);
+        printf("%-7s perplexity %.3f; from f32: NMSE %.2g, KLD mean %.2g, max %.2g, same top %.2f %%; by 8-bit activations alone: "
+               "NMSE %.2g, KLD mean %.2g, same top %.2f %%\n", fl_dtype_name(types[w - FOLOLLM_WEIGHTS_Q8]), confusion,
+               all.nmse, all.mean, all.max, 100 * all.same_top, activations.nmse, activations.mean, 100 * activations.same_top);
         CHECK(activations.nmse <= 1e-3 && activations.mean <= 2e-3 && activations.clear == 0 && activations.same_top >= 0.97);
         CHECK(all.mean <= most[w - FOLOLLM_WEIGHTS_Q8]);
+        CHECK(confusion < best * (1 + 2 * most[w - FOLOLLM_WEIGHTS_Q8]));
     }
     free(exact);
     free(floats);

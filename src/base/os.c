@@ -277,7 +277,7 @@ FL_LOCAL folollm_status fl_file_slurp(fl_memory *m, const char *directory, const
 /* ---- Processor -- */
 
 FL_LOCAL fl_cpu fl_cpu_features(void) {
-    fl_cpu cpu = {false, false, false, false, false};
+    fl_cpu cpu = {false, false, false, false, false, false};
 #if defined(__x86_64__) || defined(__i386__)
     unsigned a, b, c, d;
     cpu.prefetch = __get_cpuid(0, &a, &b, &c, &d) && b == signature_INTEL_ebx;
@@ -294,6 +294,7 @@ FL_LOCAL fl_cpu fl_cpu_features(void) {
     cpu.avx2 = fma && (b & bit_AVX2) && (low & 0x06) == 0x06;
     cpu.avx512 = cpu.avx2 && (b & wide) == wide && (low & 0xE6) == 0xE6;
     cpu.vnni = cpu.avx512 && (c & bit_AVX512VNNI) != 0;
+    cpu.avxvnni = cpu.avx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4) != 0;
 #elif defined(__aarch64__) && defined(__linux__)
     cpu.dotprod = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
 #elif defined(__aarch64__) && defined(__APPLE__)

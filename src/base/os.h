@@ -58,6 +58,7 @@ FL_INLINE void fl_relax(void) {
 
 typedef struct fl_cpu {
     bool avx2;   /* AVX2, FMA, F16C, and the system saves the registers */
+    bool avxvnni; /* AVX-VNNI beside all of that */
     bool avx512; /* F, BW, DQ, VL beside all of that */
     bool vnni;   /* AVX-512 VNNI beside all of that */
     bool dotprod; /* of 64-bit ARM: SDOT */

@@ -298,7 +298,8 @@ static fl_line fl_fit_line(const float *x, int32_t top) {
             qy[i] = q * y[i];
             qq[i] = q * q;
         }
-        double sum_q = (double)fl_block_sum(qs, 32), sum_qy = (double)fl_block_sum(qy, 32), sum_qq = (double)fl_block_sum(qq, 32);
+        double sum_q = (double)fl_block_sum(qs, 32), sum_qy = (double)fl_block_sum(qy, 32);
+        double sum_qq = (double)fl_block_sum(qq, 32);
         double spread = 32 * sum_qq - sum_q * sum_q, mean = sum_y * sum_qq - sum_q * sum_qy;
         float shift = fl_lesser(spread != 0 ? (float)(mean / spread) : 0, -least);
         float rest = (float)(sum_qy - (double)shift * sum_q), slope = sum_qq != 0 ? rest / (float)sum_qq : 0;

@@ -24,7 +24,8 @@ FL_LOCAL folollm_status fl_tensors_out_announce(fl_tensors_out *o, const char *n
     return fl_tensors_out_text(o, entry, n, error);
 }
 
-FL_LOCAL folollm_status fl_tensors_out_data(fl_tensors_out *o, const void *bytes, size_t n_bytes, folollm_error *error) {
+FL_LOCAL folollm_status fl_tensors_out_data(fl_tensors_out *o, const void *bytes, size_t n_bytes,
+                                            folollm_error *error) {
     if (o->write(o->user, bytes, n_bytes) != 0) {
         return fl_fail(error, FOLOLLM_E_IO, "the host could not write %u bytes of tensors", (uint64_t)n_bytes);
     }

@@ -79,7 +79,8 @@ static void fl_convert_task(void *context, size_t task, size_t slot) {
     size_t in_bytes = fl_row_bytes(j->from, j->n_cols), row_bytes = fl_row_bytes(j->to, j->n_cols);
     const uint8_t *in = j->c->raw + first * in_bytes;
     float *x = (float *)(void *)(j->c->slots + slot * j->c->slot_bytes);
-    uint8_t *rows = (uint8_t *)(x + fl_slot_floats(j->n_cols)), *out = j->out + fl_matrix_bytes(j->to, first, j->n_cols);
+    uint8_t *rows = (uint8_t *)(x + fl_slot_floats(j->n_cols));
+    uint8_t *out = j->out + fl_matrix_bytes(j->to, first, j->n_cols);
     if (j->from == j->to) {
         fl_pack(j->to, in, n, j->n_cols, out);
         return;

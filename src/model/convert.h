@@ -1,4 +1,4 @@
-/* Matrices of a checkpoint as another type: read in pieces, turned over by all threads, written where they will stay. */
+/* Matrices of a checkpoint as another type: read in pieces, turned by all threads, written where they will stay. */
 #ifndef FL_CONVERT_H
 #define FL_CONVERT_H
 

@@ -323,7 +323,8 @@ static void fl_cpu_norm_head(fl_backend *b, const fl_batch *batch, const float *
     fl_rows_run(&job, head);
     fl_matrix rows = *head; /* one part, as every head */
     rows.n_rows = rows.parts[0].n_rows = n;
-    rows.parts[0].data = (const uint8_t *)head->parts[0].data + fl_matrix_bytes(rows.parts[0].type, first, head->n_cols);
+    size_t before = fl_matrix_bytes(rows.parts[0].type, first, head->n_cols);
+    rows.parts[0].data = (const uint8_t *)head->parts[0].data + before;
     fl_product p = {cpu, cpu->normed, batch->n_wanted, &rows, FL_EPILOGUE_STORE, logits + first, head->n_rows, 0};
     fl_product_run(&p);
 }

@@ -26,6 +26,17 @@
 #if defined(__x86_64__)
 
 #define FL_ISA avx2
+#if defined(FL_HAS_AVXVNNI)
+#define FL_TARGET FL_TARGET_AVXVNNI
+#define FL_INT avxvnni
+#define FL_DOT_ROWS 2
+#define FL_DOT_STRIPS 2
+#define FL_INT_ROWS 2
+#include "ops/dots.inc"
+#undef FL_TARGET
+#define FL_AVXVNNI
+#endif
+
 #define FL_ISA_NAME "avx2"
 #define FL_TARGET FL_TARGET_AVX2
 #define FL_TILE_ROWS 2
@@ -102,7 +113,11 @@ FL_LOCAL const fl_kernels *fl_kernels_of(folollm_isa isa) {
         return cpu.vnni ? &fl_kernels_vnni : &fl_kernels_avx512;
     }
     if (cpu.avx2 && (isa == FOLOLLM_ISA_BEST || isa == FOLOLLM_ISA_AVX2)) {
+#if defined(FL_HAS_AVXVNNI)
+        return cpu.avxvnni ? &fl_kernels_avxvnni : &fl_kernels_avx2;
+#else
         return &fl_kernels_avx2;
+#endif
     }
 #endif
 #if defined(__aarch64__)

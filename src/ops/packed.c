@@ -55,8 +55,11 @@ static void fl_pack_bits(const uint8_t *bits, size_t row, uint8_t *halves, uint8
 }
 
 static void fl_pack_q8_unit(const uint8_t *q, size_t row, uint8_t *quads) {
-    for (size_t i = 0; i < FL_UNIT; i++) {
-        quads[i / 4 * FL_QUAD_BYTES + row * 4 + i % 4] = q[i] ^ 128;
+    for (size_t i = 0; i < FL_UNIT; i += 4) {
+        uint32_t four;
+        memcpy(&four, q + i, sizeof four);
+        four ^= 0x80808080u;
+        memcpy(quads + i / 4 * FL_QUAD_BYTES + row * 4, &four, sizeof four);
     }
 }
 
@@ -133,7 +136,9 @@ static void fl_pack_chunk(fl_dtype type, const uint8_t *row_bytes, size_t row, s
 
 FL_LOCAL void fl_pack(fl_dtype type, const uint8_t *rows, size_t n_rows, size_t n_cols, uint8_t *panel) {
     size_t n_units = fl_units(n_cols), row_bytes = fl_row_bytes(type, n_cols);
-    memset(panel, 0, fl_panel_bytes(type, n_cols));
+    if (n_rows < FL_PANEL || type == FL_Q5_K || type == FL_Q6_K) { /* rows that are not there, planes not yet */
+        memset(panel, 0, fl_panel_bytes(type, n_cols));
+    }
     for (size_t row = 0; row < n_rows; row++, rows += row_bytes) {
         uint8_t *chunk = panel + fl_panel_head_bytes(type);
         if (type == FL_Q8_ROW) {

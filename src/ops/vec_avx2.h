@@ -199,6 +199,43 @@ FL_AVX2 fl_avx2_v fl_avx2_sums_float(fl_avx2_sums s) {
     return fl_avx2_of_ints(s.at[0], s.at[1]);
 }
 
+/* The same with AVX-VNNI, which some processors without AVX-512 have, and newer compilers know. */
+#if (defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && __GNUC__ >= 11)
+#define FL_HAS_AVXVNNI
+#define FL_TARGET_AVXVNNI __attribute__((target("avxvnni,avx2,fma,f16c")))
+#define FL_AVXVNNI_INLINE FL_INLINE FL_TARGET_AVXVNNI
+
+typedef fl_avx2_sums fl_avxvnni_sums;
+typedef fl_avx2_quad fl_avxvnni_quad;
+
+FL_AVXVNNI_INLINE fl_avx2_sums fl_avxvnni_sums_of(bool wide, int32_t start) {
+    (void)wide;
+    return fl_avx2_quad_of(_mm256_set1_epi32(start), _mm256_set1_epi32(start));
+}
+FL_AVXVNNI_INLINE fl_avx2_quad fl_avxvnni_load_quads(bool wide, const uint8_t *p) {
+    (void)wide;
+    return fl_avx2_load_quads(false, p);
+}
+FL_AVXVNNI_INLINE fl_avx2_quad fl_avxvnni_low_quads(const uint8_t *p) {
+    return fl_avx2_low_quads(p);
+}
+FL_AVXVNNI_INLINE fl_avx2_quad fl_avxvnni_high_quads(const uint8_t *p) {
+    return fl_avx2_high_quads(p);
+}
+FL_AVXVNNI_INLINE fl_avx2_sums fl_avxvnni_dot(bool wide, fl_avx2_sums s, fl_avx2_quad k, const int8_t *q) {
+    int32_t bits;
+    (void)wide;
+    memcpy(&bits, q, sizeof bits);
+    __m256i four = _mm256_set1_epi32(bits);
+    s.at[0] = _mm256_dpbusd_avx_epi32(s.at[0], k.at[0], four);
+    s.at[1] = _mm256_dpbusd_avx_epi32(s.at[1], k.at[1], four);
+    return s;
+}
+FL_AVXVNNI_INLINE fl_avx2_v fl_avxvnni_sums_float(fl_avx2_sums s) {
+    return fl_avx2_sums_float(s);
+}
+#endif
+
 /* Sixty-four bytes. */
 typedef fl_avx2_sums fl_avx2_b;
 
