@@ -155,8 +155,9 @@ typedef enum folollm_kv_type {
     FOLOLLM_KV_Q4 = 4  /* 4 bits, the same: about a quarter. Costs quality: README says how much */
 } folollm_kv_type;
 
-/* What the matrices of a model are computed as; each is converted while loading, with two copies of no tensor at once.
- * Packed types are multiplied with activations of 8 bits, a scale for every 32 of them. */
+/* What the matrices of a model are computed as. Each is converted while loading, so that no two copies of a model are
+ * there at once; what folollm_quantize packed stays as it is (another type: FOLOLLM_E_UNSUPPORTED). Packed types, q8
+ * and below, are multiplied with activations of 8 bits, a scale for every 32 of them. */
 typedef enum folollm_weights {
     FOLOLLM_WEIGHTS_AS_STORED = 0, /* default: as the checkpoint has them, in place where they can be mapped */
     FOLOLLM_WEIGHTS_F32 = 1,
