@@ -272,8 +272,8 @@ def test_quantize():
             names = sorted(os.listdir(target))
             check(status == 0 and out == b"" and err == "" and "model.safetensors" in names and "config.json" in names
                   and not any(n.endswith(".part") for n in names), f"quantize --weights {weights}", (err, names))
-            request = json.dumps({"id": 1, "prompt": "ROMEO:", "max_tokens": 40, "ignore_eos": True}).encode()
-            ids = [parse(tool("batch", "-f", "-", *more, stdin=request)[1])[0]["token_ids"]
+            request = json.dumps({"id": 1, "prompt": "ROMEO:", "max_tokens": 40}).encode()
+            ids = [parse(tool("batch", "-f", "-", "--ignore-eos", *more, stdin=request)[1])[0]["token_ids"]
                    for more in (["--weights", weights], ["-m", target])]
             check(ids[0] == ids[1] and len(ids[0]) == 40, f"{weights}: the same answer", ids)
             mapped = re.search(r"mapped +(\d+)", tool("info", "-m", target)[1].decode())
