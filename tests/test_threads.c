@@ -470,7 +470,29 @@ static void test_late_cancel(void) {
     folollm_free(late.f);
 }
 
+static void count_task(void *context, size_t task, size_t slot) {
+    (void)task;
+    (void)slot;
+    fl_atomic_add((size_t *)context, (size_t)1);
+}
+
+/* A pool that is closed right behind a loop, while its threads still look at that loop, ends them all. */
+static void test_short_pools(void) {
+    fl_memory memory;
+    fl_memory_init(&memory, NULL);
+    for (unsigned i = 0; i < 6000; i++) {
+        fl_pool *pool = NULL;
+        size_t n = 0, tasks = 2 + i % 5;
+        CHECK(fl_pool_open(&memory, 2 + i % 3, &pool, NULL) == FOLOLLM_OK);
+        fl_pool_run(pool, tasks, count_task, &n);
+        CHECK(n == tasks);
+        fl_pool_close(&memory, pool);
+    }
+    CHECK(memory.live == 0);
+}
+
 int main(void) {
+    test_short_pools();
     test_late_cancel();
     test_threads(SMALL, 3000);
     test_threads(SHAKESPEARE, 300);

@@ -104,15 +104,14 @@ static void fl_pool_thread(fl_worker_thread *self) {
     uint64_t seen = 0;
     for (;;) {
         uint64_t state = fl_pool_await(p, seen);
-        if (fl_atomic_load(&p->stop)) {
-            return;
-        }
         while ((state & FL_POOL_OPEN) != 0 && !fl_atomic_swap_if(&p->state, &state, state + 1)) {
         }
         seen = state / FL_POOL_ROUND;
         if ((state & FL_POOL_OPEN) != 0) {
             fl_pool_work(p, self->slot);
             fl_atomic_add(&p->state, (uint64_t)-1);
+        } else if (fl_atomic_load(&p->stop)) { /* asked behind the round that is taken as seen: it may be the last */
+            return;
         }
     }
 }
