@@ -44,6 +44,11 @@ static folollm_status fl_check_options(const folollm_options *o, folollm_error *
     return FOLOLLM_OK;
 }
 
+static uint32_t fl_threads_of(const folollm_options *o) {
+    uint32_t n = o->n_threads != 0 ? o->n_threads : fl_n_cores();
+    return n < FL_THREADS_MAX ? n : FL_THREADS_MAX;
+}
+
 static folollm_status fl_settle_options(folollm *f, const folollm_options *o, folollm_error *error) {
     const fl_config *c = &f->checkpoint->weights.config;
     fl_worker_options *s = &f->settings;
@@ -63,8 +68,7 @@ static folollm_status fl_settle_options(folollm *f, const folollm_options *o, fo
     s->context = context;
     s->n_rows = o->chunk != 0 ? o->chunk : FL_CHUNK_DEFAULT;
     s->n_rows = s->n_rows < context ? s->n_rows : context;
-    s->n_threads = o->n_threads != 0 ? o->n_threads : fl_n_cores();
-    s->n_threads = s->n_threads < FL_THREADS_MAX ? s->n_threads : FL_THREADS_MAX;
+    s->n_threads = fl_threads_of(o);
     s->kv = o->kv;
     s->float_activations = o->float_activations != 0;
     s->kernels = fl_kernels_of(o->isa);
@@ -377,8 +381,7 @@ FOLOLLM_API folollm_status folollm_quantize(const char *path, const folollm_opti
     }
     FL_TRY(fl_weights_open(&memory, &weights, path, NULL, true, options->weights, error));
     fl_tensors_out out = {.memory = &memory, .write = write, .user = user};
-    uint32_t n_threads = options->n_threads != 0 ? options->n_threads : fl_n_cores();
-    folollm_status status = fl_weights_write(&memory, &weights, n_threads, &out, error);
+    folollm_status status = fl_weights_write(&memory, &weights, fl_threads_of(options), &out, error);
     fl_tensors_out_close(&out);
     fl_weights_close(&memory, &weights);
     return status;

@@ -9,7 +9,6 @@ static size_t fl_slot_floats(size_t n_cols) {
 
 static void fl_converter_layout(fl_converter *c, size_t n_cols, uint32_t n_threads) {
     size_t row_bytes = sizeof(float) + fl_slot_floats(n_cols) / FL_UNIT * 34; /* of the widest packed type */
-    c->n_slots = n_threads;
     c->arena.raw = true;
     c->raw_bytes = fl_max(FL_CONVERT_BYTES, FL_PANEL * sizeof(float) * n_cols);
     c->slot_bytes = fl_lanes(fl_slot_floats(n_cols) + FL_PANEL * row_bytes / sizeof(float) + 1) * sizeof(float);

@@ -9,9 +9,8 @@ typedef struct fl_converter {
     fl_pool *pool;
     fl_arena arena;   /* of raw and slots */
     uint8_t *raw;     /* some rows as the file has them */
-    uint8_t *slots;   /* (n_slots, slot_bytes) */
+    uint8_t *slots;   /* (n_threads, slot_bytes) */
     size_t raw_bytes, slot_bytes;
-    uint32_t n_slots;
 } fl_converter;
 
 /* Rows of at most n_cols, as plain or packed types. */

@@ -73,7 +73,7 @@ static const fl_tensor *fl_bind_named(const fl_binder *b, fl_role role, const ch
     return fl_tensors_find(&b->w->tensors, (fl_str){name, n});
 }
 
-/* A matrix that folollm_quantise wrote: NAME.q4_k and so on, panel by panel as packed.h says. NULL: there is none. */
+/* A matrix that folollm_quantize wrote: NAME.q4_k and so on, panel by panel as packed.h says. NULL: there is none. */
 static const fl_tensor *fl_bind_packed(const fl_binder *b, fl_role role, char *name, size_t room, fl_dtype *type) {
     const fl_tensor *t = NULL;
     for (int i = FL_Q8_0; i < FL_DTYPE_COUNT && t == NULL && !b->w->is_gguf; i++) {
