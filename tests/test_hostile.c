@@ -19,8 +19,8 @@
 #define SANITIZED 1
 #endif
 #endif
-#if defined(__SANITIZE_ADDRESS__) || defined(SANITIZED)
-#define STACK_BYTES (4u << 16) /* frames with red zones */
+#if defined(__SANITIZE_ADDRESS__) || defined(SANITIZED) || !defined(__OPTIMIZE__)
+#define STACK_BYTES (1u << 20) /* red zones, and unrolled kernels with a place on the stack for each number */
 #else
 #define STACK_BYTES (1u << 16)
 #endif
