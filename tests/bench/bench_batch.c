@@ -3,16 +3,20 @@
  *     cc -O2 -I../.. -o bench_batch bench_batch.c ../../folollm.c -lutf8proc -lm -lpthread
  *     ./bench_batch -m MODEL [OPTIONS] EXPERIMENT...      one JSON object per line and measurement
  *
- *   throughput  requests of random lengths, in three modes. continuous: all are submitted at once. static: batches of
+ *   throughput  requests of random lengths, in four modes. continuous: all are submitted at once. static: batches of
  *               as many as run, the next when the longest answer of the last is over; nothing is computed for those
- *               that ended before, so this is the kindest form of it. single: one after the other. The time to the
- *               first token counts from the start of all, as if all had come then.
+ *               that ended before, so this is the kindest form of it. padded: the same as a tensor of fixed shape has
+ *               it, every prompt and answer of a batch as long as its longest; only tokens that were asked for count.
+ *               single: one after the other. The time to the first token counts from the start of all, as if all had
+ *               come then.
+ *   requests    nothing is run: the requests of throughput, one per line, for another program to do the same.
  *   arrival     the time between two tokens of answers that are being written, before and while a long prompt comes,
  *               for several chunks; a chunk above the prompt takes it in one step.
  *   prefix      the time to the first token of a prompt whose beginning nobody asked before, and somebody did.
  *   overrun     how much longer than its budget a call of folollm_step takes, with answers being written and a long
- *               prompt on its way. "undisturbed" leaves out calls in which the calling thread was off its processor
- *               for more than 0.1 ms: what the machine did, and not folollm.
+ *               prompt on its way; one budget after the other behind the same prompt. "undisturbed" leaves out calls in
+ *               which the calling thread was off its processor for more than 0.1 ms: what the machine did, and not
+ *               folollm.
  *
  * Token ids are random from a fixed seed, answers greedy and never ended by an EOS. Options and their defaults stand in
  * the table below. */
@@ -283,19 +287,59 @@ static void run_group(folollm *engine, request *requests, uint32_t first, uint32
     }
 }
 
-static void run_throughput(const char *mode)
+static request *draw_requests(void)
 {
-    samples between = {0}, first = {0};
-    uint64_t n_prompt = 0, n_answer = 0;
-    uint32_t group = strcmp(mode, "single") == 0 ? 1 : strcmp(mode, "static") == 0 ? n_running : n_requests;
     request *requests = take(n_requests, sizeof *requests);
     random_state = 1;
     for (uint32_t i = 0; i < n_requests; i++) {
         requests[i].n_ids = prompt_length > 0 ? prompt_length : draw(length_min, length_max);
         requests[i].n_answer = answer_length > 0 ? answer_length : draw(length_min, length_max);
         requests[i].ids = draw_ids(requests[i].n_ids);
+    }
+    return requests;
+}
+
+static void print_requests(void)
+{
+    request *requests = draw_requests();
+    for (uint32_t i = 0; i < n_requests; i++) {
+        printf("{\"n_answer\": %u, \"ids\": [", (unsigned)requests[i].n_answer);
+        for (uint32_t k = 0; k < requests[i].n_ids; k++) {
+            printf("%s%d", k > 0 ? ", " : "", (int)requests[i].ids[k]);
+        }
+        puts("]}");
+    }
+    free_requests(requests, n_requests);
+}
+
+/* Make all of these as long as the longest of them. */
+static void pad(request *requests, uint32_t n)
+{
+    uint32_t n_ids = 0, n_answer = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        n_ids = requests[i].n_ids > n_ids ? requests[i].n_ids : n_ids;
+        n_answer = requests[i].n_answer > n_answer ? requests[i].n_answer : n_answer;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        free(requests[i].ids);
+        requests[i].ids = draw_ids(n_ids);
+        requests[i].n_ids = n_ids;
+        requests[i].n_answer = n_answer;
+    }
+}
+
+static void run_throughput(const char *mode)
+{
+    samples between = {0}, first = {0};
+    uint64_t n_prompt = 0, n_answer = 0;
+    uint32_t group = strcmp(mode, "single") == 0 ? 1 : strcmp(mode, "continuous") == 0 ? n_requests : n_running;
+    request *requests = draw_requests();
+    for (uint32_t i = 0; i < n_requests; i++) {
         n_prompt += requests[i].n_ids;
         n_answer += requests[i].n_answer;
+    }
+    for (uint32_t i = 0; i < n_requests && strcmp(mode, "padded") == 0; i += group) {
+        pad(requests + i, n_requests - i < group ? n_requests - i : group);
     }
     uint32_t longest_prompt = prompt_length > 0 ? prompt_length : length_max;
     uint32_t context = longest_prompt + (answer_length > 0 ? answer_length : length_max);
@@ -388,13 +432,43 @@ static void run_prefix(void)
     folollm_free(engine);
 }
 
-static void run_overrun(uint32_t budget)
+/* Calls of one budget, until there have been enough or `late` is over. */
+static void measure_overrun(folollm *engine, request *requests, const request *late, uint32_t budget)
 {
     samples all = {0}, undisturbed = {0}, took = {0};
+    folollm_stats before, after;
+    uint32_t n_above = 0;
+    folollm_get_stats(engine, &before);
+    for (uint32_t i = 0; i < overrun_calls && !late->is_over; i++) {
+        uint64_t cpu = now_ns(CLOCK_THREAD_CPUTIME_ID), wall = now_ns(CLOCK_MONOTONIC);
+        step(engine, budget, requests, NULL);
+        double ms = (double)(now_ns(CLOCK_MONOTONIC) - wall) * 1e-6;
+        double off = ms - (double)(now_ns(CLOCK_THREAD_CPUTIME_ID) - cpu) * 1e-6;
+        double over = ms - budget * 1e-3;
+        n_above += over > 0;
+        add(&took, ms);
+        add(&all, over);
+        if (off <= 0.1) {
+            add(&undisturbed, over);
+        }
+    }
+    folollm_get_stats(engine, &after);
+    print_head("overrun", engine);
+    printf(", \"budget_ms\": %.3f, \"running\": %u, \"prompt\": %u, \"depth\": %u, \"prompt_tokens_done\": %llu, "
+           "\"calls_above\": %u", budget * 1e-3, (unsigned)overrun_running, (unsigned)overrun_prompt,
+           (unsigned)overrun_depth, (unsigned long long)(after.prompt_tokens - before.prompt_tokens), (unsigned)n_above);
+    print_samples("call_ms", &took);
+    print_samples("overrun_ms", &all);
+    print_samples("undisturbed_overrun_ms", &undisturbed);
+    print_tail();
+}
+
+static void run_overrun(void)
+{
     folollm_stats stats;
     random_state = 4;
-    uint32_t n = overrun_running, n_above = 0, n_calls = 0;
-    uint32_t answer = overrun_calls + overrun_depth + 64; /* a step of the approach gives each a token, too */
+    uint32_t n = overrun_running;
+    uint32_t answer = budgets.n * overrun_calls + overrun_depth + 64; /* each step of the approach gives a token, too */
     uint32_t context = overrun_prompt + 16 > answer + 64 ? overrun_prompt + 16 : answer + 64;
     context = context < info.model_context ? context : info.model_context;
     answer = answer + 64 < context ? answer : context - 64;
@@ -411,28 +485,9 @@ static void run_overrun(uint32_t budget)
         step(engine, 0, requests, NULL);
         folollm_get_stats(engine, &stats);
     }
-    for (; n_calls < overrun_calls && !late->is_over; n_calls++) {
-        uint64_t cpu = now_ns(CLOCK_THREAD_CPUTIME_ID), wall = now_ns(CLOCK_MONOTONIC);
-        step(engine, budget, requests, NULL);
-        double ms = (double)(now_ns(CLOCK_MONOTONIC) - wall) * 1e-6;
-        double off = ms - (double)(now_ns(CLOCK_THREAD_CPUTIME_ID) - cpu) * 1e-6;
-        double over = ms - budget * 1e-3;
-        n_above += over > 0;
-        add(&took, ms);
-        add(&all, over);
-        if (off <= 0.1) {
-            add(&undisturbed, over);
-        }
+    for (uint32_t i = 0; i < budgets.n; i++) {
+        measure_overrun(engine, requests, late, budgets.at[i]);
     }
-    folollm_get_stats(engine, &stats);
-    print_head("overrun", engine);
-    printf(", \"budget_ms\": %.3f, \"running\": %u, \"prompt\": %u, \"depth\": %u, \"prompt_tokens_done\": %llu, "
-           "\"calls_above\": %u", budget * 1e-3, (unsigned)n, (unsigned)overrun_prompt, (unsigned)overrun_depth,
-           (unsigned long long)(stats.prompt_tokens - rows_before), (unsigned)n_above);
-    print_samples("call_ms", &took);
-    print_samples("overrun_ms", &all);
-    print_samples("undisturbed_overrun_ms", &undisturbed);
-    print_tail();
     folollm_free(engine);
     free_requests(requests, n + 1);
 }
@@ -441,9 +496,9 @@ static void run_overrun(uint32_t budget)
 
 static void run_experiment(const char *name, const char *mode)
 {
-    static const char *const modes[] = {"continuous", "static", "single"};
+    static const char *const modes[] = {"continuous", "static", "padded", "single"};
     if (strcmp(name, "throughput") == 0) {
-        for (size_t i = 0; i < 3; i++) {
+        for (size_t i = 0; i < sizeof modes / sizeof modes[0]; i++) {
             if (mode == NULL || strcmp(mode, modes[i]) == 0) {
                 run_throughput(modes[i]);
             }
@@ -454,17 +509,17 @@ static void run_experiment(const char *name, const char *mode)
         }
     } else if (strcmp(name, "prefix") == 0) {
         run_prefix();
+    } else if (strcmp(name, "requests") == 0) {
+        print_requests();
     } else {
-        for (uint32_t i = 0; i < budgets.n; i++) {
-            run_overrun(budgets.at[i]);
-        }
+        run_overrun();
     }
 }
 
 static void print_usage(void)
 {
-    fputs("usage: bench_batch -m MODEL [OPTIONS] [--mode continuous|static|single] [--kv f16|f32|bf16|q8|q4] "
-          "throughput|arrival|prefix|overrun...\n", stderr);
+    fputs("usage: bench_batch -m MODEL [OPTIONS] [--mode continuous|static|padded|single] "
+          "[--kv f16|f32|bf16|q8|q4] throughput|requests|arrival|prefix|overrun...\n", stderr);
     for (size_t i = 0; i < sizeof options / sizeof options[0]; i++) {
         const option *o = &options[i];
         fprintf(stderr, "  %-18s %s (", o->name, o->help);
@@ -538,7 +593,7 @@ static void open_base(void)
 
 int main(int argc, char **argv)
 {
-    static const char experiments[] = " throughput arrival prefix overrun ";
+    static const char experiments[] = " throughput requests arrival prefix overrun ";
     const char *mode = NULL, *names[16];
     size_t n_names = 0;
     for (int i = 1; i < argc; i++) {

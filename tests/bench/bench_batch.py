@@ -8,17 +8,19 @@ CHECKPOINT is what folollm opens, MODEL.gguf the same weights for llama.cpp. --s
 such as "--requests 16 --max-length 128". Everything runs once per round, one after the other, so that a drift of the
 machine meets all of it; figures are medians over the rounds.
 
-What is compared with llama.cpp, in "fixed": B requests, each with a prompt of P tokens of its own and an answer of N
+Beside folollm's throughput stands llama-server where a build has it: the same token ids and lengths, all posted at
+once over HTTP, as many slots as folollm writes answers at once, greedy, no EOS, no answer streamed. Its loading is not
+in the time.
+
+What is compared with llama.cpp in "fixed": B requests, each with a prompt of P tokens of its own and an answer of N
 tokens, from the first token read to the last one written. llama.cpp does it with llama-batched-bench: all prompts, then
 N steps of all sequences. That is the most favourable workload for it: nothing arrives late and nothing ends early. It
 feeds tokens without choosing them from the logits; folollm samples each one greedily, which is in its time.
-llama.cpp has no tool that runs requests of given lengths through continuous batching: llama-parallel brings its own
-prompts and ends answers where the model says so. So throughput, arrival, prefix and overrun have no column beside
-folollm.
+arrival, prefix and overrun have no column beside folollm.
 
 Needs Python's standard library, a C compiler and utf8proc.
 """
-import argparse, os, shlex, statistics, subprocess, sys, tempfile
+import argparse, concurrent.futures, json, os, shlex, socket, statistics, subprocess, sys, tempfile, time, urllib.request
 
 from bench_peer import folollm_version, ints, json_lines, machine, run, undisturbed
 
@@ -53,6 +55,71 @@ def peer_fixed(folder, extra, a, batches):
     return {r["pl"]: r["speed"] for r in json_lines(out)}
 
 
+def post(url, **members):
+    request = urllib.request.Request(url, json.dumps(members).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as reply:
+        return json.load(reply)
+
+
+def answer(port, r):
+    """One request, of exactly the tokens that were asked for."""
+    reply = post(f"http://127.0.0.1:{port}/completion", prompt=r["ids"], n_predict=r["n_answer"], ignore_eos=True,
+                 temperature=0, cache_prompt=False)
+    if (reply["tokens_evaluated"], reply["tokens_predicted"]) != (len(r["ids"]), r["n_answer"]):
+        sys.exit(f"llama-server answered {reply['tokens_predicted']} tokens to a prompt of {reply['tokens_evaluated']}, "
+                 f"and {r['n_answer']} to {len(r['ids'])} were asked for")
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def wait_for(server, port):
+    while True:
+        try:
+            return urllib.request.urlopen(f"http://127.0.0.1:{port}/health").close()
+        except OSError:
+            if server.poll() is not None:
+                sys.exit(f"llama-server ended with exit status {server.returncode}")
+            time.sleep(0.1)
+
+
+def peer_throughput(label, folder, extra, requests, running, a):
+    """The seconds of the requests through llama-server, as a row beside those of bench_batch."""
+    longest = max(len(r["ids"]) + r["n_answer"] for r in requests) + 16
+    port, threads = free_port(), str(a.threads)
+    server = subprocess.Popen(
+        [os.path.join(folder, "llama-server"), "-m", a.gguf, "-t", threads, "-tb", threads, "-np", str(running), "-c",
+         str(running * longest), "--port", str(port), "--no-webui", *shlex.split(extra)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(server, port)
+        answer(port, {"ids": requests[0]["ids"][:8], "n_answer": 2})
+        with concurrent.futures.ThreadPoolExecutor(len(requests)) as pool:
+            begin = time.perf_counter()
+            list(pool.map(lambda r: answer(port, r), requests))
+            seconds = time.perf_counter() - begin
+    finally:
+        server.terminate()
+        server.wait()
+    n = sum(r["n_answer"] for r in requests)
+    return {"mode": f"llama-server {label}", "seconds": seconds, "tokens_per_s": n / seconds}
+
+
+def measure_throughput(exe, peers, a, once, name):
+    rows = []
+    for mode in a.modes.split(","):
+        rows += once(f"{name} {mode}", lambda: ours(exe, a, *shlex.split(a.sizes), "--mode", mode, "throughput"))
+    requests = ours(exe, a, *shlex.split(a.sizes), "requests")
+    for label, folder, extra in peers:
+        if os.path.exists(os.path.join(folder, "llama-server")):
+            rows.append(once(f"{name} llama-server {label}", lambda: peer_throughput(
+                label, folder, extra, requests, int(rows[0]["running"]), a)))
+    return rows
+
+
 def flatten(row, prefix=""):
     """Nested members as "outer.inner"."""
     flat = {}
@@ -73,6 +140,10 @@ def measure(exe, peers, a):
 
     for i in range(a.rounds):
         for e in a.experiments:
+            if e == "throughput":
+                found = measure_throughput(exe, peers, a, once, f"round {i + 1}, throughput")
+                rows.setdefault(e, []).append([flatten(row) for row in found])
+                continue
             if e != "fixed":
                 found = once(f"round {i + 1}, {e}", lambda: ours(exe, a, *shlex.split(a.sizes), e))
                 rows.setdefault(e, []).append([flatten(row) for row in found])
@@ -109,8 +180,9 @@ def report_throughput(rows):
     r = rows[0]
     table([f"{r['requests']:.0f} requests, {r['prompt_tokens']:.0f} tokens in, {r['generated_tokens']:.0f} out",
            "seconds", "generated tokens/s", "between tokens, ms: p50", "p99", "max", "first token, ms: p50", "p99"],
-          [[r["mode"], float(r["seconds"]), float(r["tokens_per_s"]), *spread(r, "between_tokens_ms"),
-            *spread(r, "first_token_ms", ("p50", "p99"))] for r in rows])
+          [[r["mode"], float(r["seconds"]), float(r["tokens_per_s"]), *(
+              [*spread(r, "between_tokens_ms"), *spread(r, "first_token_ms", ("p50", "p99"))]
+              if "between_tokens_ms.p50" in r else 5 * ["-"])] for r in rows])
 
 
 def report_arrival(rows):
@@ -155,6 +227,7 @@ def main():
     ap.add_argument("experiments", nargs="*", metavar="EXPERIMENT")
     ap.add_argument("--model", required=True, help="checkpoint for folollm")
     ap.add_argument("--kv", default="f16", help="KV type of folollm (default f16, as llama.cpp's)")
+    ap.add_argument("--modes", default="continuous,static,padded,single", help="of throughput (default: all four)")
     ap.add_argument("--sizes", default="", metavar="ARGS", help="more options for bench_batch, in one string")
     ap.add_argument("--peer", action="append", default=[], metavar="NAME=DIR", help="a llama.cpp build's bin folder")
     ap.add_argument("--peer-args", action="append", metavar="ARGS", help='default: "-fa off" and "-fa on"')
@@ -183,7 +256,7 @@ def main():
           f"{statistics.median(shares):.0f} % of the CPU, {max(shares):.0f} % at worst")
     print(f"- folollm {folollm_version()}: {os.path.basename(a.model.rstrip('/'))}, KV {a.kv} {a.sizes}".rstrip())
     if peers:
-        print(f"- llama.cpp: {os.path.basename(a.gguf)}, llama-batched-bench")
+        print(f"- llama.cpp: {os.path.basename(a.gguf)}, llama-server and llama-batched-bench")
     for e in a.experiments:
         if e == "fixed":
             report_fixed(fixed, a)
