@@ -49,7 +49,10 @@
 #define folollm_detokenize FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_detokenize)
 #define folollm_chat FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_chat)
 #define folollm_default_sampling FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_default_sampling)
+#define folollm_adapter_load FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_adapter_load)
+#define folollm_adapter_free FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_adapter_free)
 #define folollm_seq_open FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_seq_open)
+#define folollm_seq_set_adapter FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_seq_set_adapter)
 #define folollm_seq_fork FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_seq_fork)
 #define folollm_seq_truncate FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_seq_truncate)
 #define folollm_seq_tokens FOLOLLM_JOIN(FOLOLLM_PREFIX, folollm_seq_tokens)
@@ -81,6 +84,7 @@ extern "C" {
 typedef struct folollm folollm; /* an engine over one model */
 typedef int32_t folollm_token;  /* an index into the vocabulary */
 typedef uint32_t folollm_seq;   /* a sequence: slot and generation, so a stale one is an error; 0 is none */
+typedef uint32_t folollm_adapter; /* a LoRA adapter of an engine, the same; 0 is none */
 
 /* Pinned numbers: new ones are added, none changes. */
 typedef enum folollm_status {
@@ -180,6 +184,11 @@ typedef enum folollm_isa { /* which kernels compute; all of them give the same b
     FOLOLLM_ISA_NEON = 4
 } folollm_isa;
 
+typedef struct folollm_merge {
+    const char *path; /* a directory of PEFT, as for folollm_adapter_load */
+    float scale;      /* 1: as it was trained */
+} folollm_merge;
+
 typedef struct folollm_options {
     size_t struct_size;        /* sizeof(folollm_options) of the caller; 0: of this header */
     const folollm_host *host;  /* NULL: the C library and the operating system */
@@ -200,7 +209,12 @@ typedef struct folollm_options {
     uint32_t max_running;      /* most of them in one step; 0: 16. The others wait */
     int no_prefix_cache;       /* 1: submitted prompts find nothing of what was computed before */
     folollm_weights weights;   /* folollm_share ignores it */
-    int float_activations;     /* 1: packed weights are multiplied as floats with floats: slow, to see what integers cost */
+    uint32_t max_adapters;     /* most of folollm_adapter_load at once; 0: 8. At most 1024 */
+    uint32_t max_rank;         /* most rank of these; 0: 64. At most 1024. Takes 3 x chunk x max_rank floats */
+    const folollm_merge *merges; /* (n_merges) LoRA adapters that become part of the weights while loading, one after
+                                    the other; matrices they touch are copied. folollm_share ignores them */
+    size_t n_merges;
+    int float_activations;     /* 1: packed weights are multiplied as floats: slow, to see what integers cost */
 } folollm_options;
 
 /* Bytes by class. `allocated` is what the handle takes from the host's allocator and keeps until it is freed;
@@ -228,7 +242,8 @@ typedef struct folollm_info {
     uint32_t vocab;        /* rows of logits; ids that no token has are never sampled */
     uint32_t n_tokens;     /* ids that the tokenizer knows */
     uint32_t model_context; /* the checkpoint's limit */
-    uint32_t context, max_seqs, n_pages, page_tokens, chunk, n_threads, max_requests, max_running; /* as opened */
+    uint32_t context, max_seqs, n_pages, page_tokens, chunk, n_threads, max_requests, max_running, max_adapters,
+        max_rank; /* as opened */
     folollm_kv_type kv;
     uint64_t kv_token_bytes; /* of KV cache, all layers */
     folollm_token bos, eos; /* -1: none */
@@ -272,6 +287,19 @@ FOLOLLM_API folollm_status folollm_quantize(const char *path, const folollm_opti
  * and options (host, tokenizer_only, copy_weights are those of the first). Either may be freed first. */
 FOLOLLM_API folollm_status folollm_share(folollm *engine, const folollm_options *options, folollm **out,
                                          folollm_error *error);
+
+/* Read a LoRA adapter as PEFT saves it: a directory with adapter_config.json and adapter_model.safetensors (F32, F16 or
+ * BF16), for any of the seven linear layers of a layer; rank_pattern, alpha_pattern and rsLoRA count. Sequences that
+ * have it are computed with W + scale * alpha / rank * B A, in one batch with others that have another or none, and W
+ * may be of any type. scale: 1 as it was trained. Takes memory, as much as the file in floats, beside that of load;
+ * reads through the host's file hooks. The adapter belongs to this engine and is freed with it.
+ * FOLOLLM_E_UNSUPPORTED for what is not computed (DoRA, modules_to_save, embeddings, biases, a rank above max_rank) and
+ * FOLOLLM_E_FORMAT for shapes that do not fit the model, both with the name; FOLOLLM_E_POOL above max_adapters. */
+FOLOLLM_API folollm_status folollm_adapter_load(folollm *engine, const char *path, float scale, folollm_adapter *out,
+                                                folollm_error *error);
+
+/* Give it back. FOLOLLM_E_STATE while a sequence has it; 0 is allowed. */
+FOLOLLM_API folollm_status folollm_adapter_free(folollm *engine, folollm_adapter adapter, folollm_error *error);
 
 /* What was opened. Neither may be NULL. */
 FOLOLLM_API void folollm_get_info(const folollm *engine, folollm_info *info);
@@ -388,8 +416,14 @@ FOLOLLM_API void folollm_default_sampling(const folollm *engine, folollm_samplin
 FOLOLLM_API folollm_status folollm_seq_open(folollm *engine, const folollm_sampling *sampling, folollm_seq *out,
                                             folollm_error *error);
 
-/* A second sequence with the same tokens, sampling and logits; full pages of KV are shared, a page is copied when
- * one of the two writes to it. sampling: NULL keeps that of `seq`; else it replaces it (another seed, say), and the
+/* From here on `seq` is computed with this adapter, or with none (0). It must be empty, or have it already
+ * (FOLOLLM_E_STATE): its keys and values depend on it. Forks have the same; a saved sequence is restored with the same
+ * adapter, which the engine must hold. */
+FOLOLLM_API folollm_status folollm_seq_set_adapter(folollm *engine, folollm_seq seq, folollm_adapter adapter,
+                                                   folollm_error *error);
+
+/* A second sequence with the same tokens, adapter, sampling and logits; full pages of KV are shared, a page is copied
+ * when one of the two writes to it. sampling: NULL keeps that of `seq`; else it replaces it (another seed, say), and the
  * text goes on as if it had been there from the start of the output. */
 FOLOLLM_API folollm_status folollm_seq_fork(folollm *engine, folollm_seq seq, const folollm_sampling *sampling,
                                             folollm_seq *out, folollm_error *error);
@@ -511,6 +545,7 @@ typedef struct folollm_submission {
     int no_prefix_cache;  /* 1: compute this prompt whole, and leave nothing of it to others */
     uint64_t tag;         /* handed back in every event */
     uint32_t n_top;       /* so many of the most likely tokens with every event; 0: none. At most FOLOLLM_TOP_MAX */
+    folollm_adapter adapter; /* of all answers. Cached pages are shared only by prompts of the same adapter */
 } folollm_submission;
 
 /* Queue a request and return at once. out: room for n_answers handles, one per answer; each is valid until the event

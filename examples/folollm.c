@@ -140,6 +140,7 @@ enum { /* subcommands, as bits */
     GENERATE = 1, CHAT = 2, TOKENIZE = 4, LOGITS = 8, BENCH = 16, PERPLEXITY = 32, INFO = 64, BATCH = 128, QUANTIZE = 256,
     READERS = GENERATE | TOKENIZE | PERPLEXITY,
     SAMPLING = GENERATE | CHAT | BATCH,
+    ADAPTED = GENERATE | CHAT | LOGITS | PERPLEXITY | BATCH,
     ALL = 511
 };
 
@@ -153,11 +154,17 @@ typedef struct stop_list {
     size_t n;
 } stop_list;
 
+typedef struct merge_list {
+    folollm_merge at[16];
+    size_t n;
+} merge_list;
+
 typedef struct settings {
     unsigned command;
-    const char *model, *text, *file, *output, *ids, *decode, *system;
+    const char *model, *text, *file, *output, *ids, *decode, *system, *adapter;
     folollm_options engine;
-    double temperature, top_p, min_p, repeat_penalty;
+    merge_list merges;
+    double temperature, top_p, min_p, repeat_penalty, adapter_scale;
     uint32_t n, top_k, call_tokens, logprobs, prompt, repeats;
     uint64_t seed;
     stop_list stops;
@@ -173,6 +180,7 @@ typedef enum kind {
     KIND_SEED,   /* uint64_t */
     KIND_COUNTS, /* counts, each in [low, high] */
     KIND_STOP,   /* stop_list, one more */
+    KIND_MERGE,  /* merge_list, one more */
     KIND_KV,     /* folollm_kv_type */
     KIND_ISA,    /* folollm_isa */
     KIND_DEVICE, /* checked, not kept */
@@ -229,6 +237,9 @@ static const option options[] = {
     {"--depth", "LIST", BENCH, KIND_COUNTS, AT(depths), 0, MOST, "tokens already cached, as 0,4096 (0)"},
     {"-r", "N", BENCH, KIND_COUNT, AT(repeats), 1, 10000, "repeats; 1 leaves out the untimed one before (5)"},
     {"--json", NULL, BENCH, KIND_FLAG, AT(json), 0, 0, "one JSON object per row and repeat"},
+    {"--adapter", "DIR", ADAPTED, KIND_TEXT, AT(adapter), 0, 0, "a LoRA adapter; in batch, of lines without one"},
+    {"--adapter-scale", "X", ADAPTED, KIND_REAL, AT(adapter_scale), -1000, 1000, "times what it was trained with (1)"},
+    {"--merge", "DIR", ALL, KIND_MERGE, AT(merges), 0, 0, "a LoRA adapter made part of the weights; up to 16 times"},
     {"-t", "N", ALL, KIND_COUNT, AT(engine.n_threads), 1, 4096, "threads (all cores)"},
     {"--device", "NAME", ALL, KIND_DEVICE, 0, 0, 0, "cpu (cpu)"},
     {"--weights", "TYPE", ALL, KIND_WEIGHTS, AT(engine.weights), 0, 0,
@@ -395,6 +406,14 @@ static void add_stop(unsigned bit, const char *text, stop_list *stops)
     stops->at[stops->n++].n_bytes = strlen(text);
 }
 
+static void add_merge(unsigned bit, const char *path, merge_list *merges)
+{
+    if (merges->n == LENGTH(merges->at)) {
+        misuse(bit, "--merge: more than %zu adapters", LENGTH(merges->at));
+    }
+    merges->at[merges->n++] = (folollm_merge){path, 1};
+}
+
 /* The place of a word in a list of n. */
 static int parse_word(unsigned bit, const option *o, const char *text, const char *const *words, int n)
 {
@@ -432,6 +451,7 @@ static void set_option(settings *s, const option *o, const char *text)
     case KIND_SEED: *(uint64_t *)(void *)field = parse_seed(s->command, o, text); break;
     case KIND_COUNTS: parse_counts(s->command, o, text, (counts *)(void *)field); break;
     case KIND_STOP: add_stop(s->command, text, (stop_list *)(void *)field); break;
+    case KIND_MERGE: add_merge(s->command, text, (merge_list *)(void *)field); break;
     case KIND_KV: s->engine.kv = (folollm_kv_type)parse_word(s->command, o, text, kv_names, 5); break;
     case KIND_ISA: s->engine.isa = (folollm_isa)parse_word(s->command, o, text, isa_names, 5); break;
     case KIND_DEVICE: parse_device(s->command, o, text); break;
@@ -460,6 +480,8 @@ static void parse_options(settings *s, char **argv)
     if (s->model == NULL) {
         misuse(s->command, "-m PATH is missing");
     }
+    s->engine.merges = s->merges.at;
+    s->engine.n_merges = s->merges.n;
 }
 
 /* ---- The engine ---------------------------------------------------------------------------------- */
@@ -499,6 +521,20 @@ static folollm *open_engine(settings *s)
     erase_bar(&loading);
     check(status, &error);
     return engine;
+}
+
+/* A sequence, with the adapter that the command line names. */
+static folollm_seq open_sequence(folollm *engine, const settings *s, const folollm_sampling *sampling)
+{
+    folollm_adapter adapter;
+    folollm_error error;
+    folollm_seq seq;
+    check(folollm_seq_open(engine, sampling, &seq, &error), &error);
+    if (s->adapter != NULL) {
+        check(folollm_adapter_load(engine, s->adapter, (float)s->adapter_scale, &adapter, &error), &error);
+        check(folollm_seq_set_adapter(engine, seq, adapter, &error), &error);
+    }
+    return seq;
 }
 
 /* The checkpoint's own sampling, and over it what the command line says. */
@@ -687,7 +723,6 @@ static void run_generate(settings *s)
 {
     bytes text = input_text(s), kept = {NULL, 0};
     folollm_error error;
-    folollm_seq seq;
     s->engine.max_seqs = 1;
     s->n = s->n != NOT_GIVEN ? s->n : 128;
     folollm *engine = open_engine(s);
@@ -696,7 +731,7 @@ static void run_generate(settings *s)
         die("the text has no tokens to begin with");
     }
     folollm_sampling sampling = choose_sampling(engine, s);
-    check(folollm_seq_open(engine, &sampling, &seq, &error), &error);
+    folollm_seq seq = open_sequence(engine, s, &sampling);
     double begin = seconds();
     check(folollm_prefill(engine, seq, prompt.data, prompt.n, NULL, &error), &error);
     double middle = seconds();
@@ -866,7 +901,6 @@ static void run_chat(settings *s)
     conversation c = {.s = s};
     bytes line = {NULL, 0};
     folollm_info info;
-    folollm_error error;
     s->engine.max_seqs = 1;
     s->n = s->n != NOT_GIVEN ? s->n : 0;
     c.engine = open_engine(s);
@@ -877,7 +911,7 @@ static void run_chat(settings *s)
     c.context = info.context;
     c.chunk = info.chunk;
     folollm_sampling sampling = choose_sampling(c.engine, s);
-    check(folollm_seq_open(c.engine, &sampling, &c.seq, &error), &error);
+    c.seq = open_sequence(c.engine, s, &sampling);
     if (s->system != NULL) {
         add_message(&c, "system", s->system, strlen(s->system));
         c.n_system = 1;
@@ -980,7 +1014,6 @@ static void run_logits(settings *s)
     ids prompt = parse_ids(s->ids);
     folollm_info info;
     folollm_error error;
-    folollm_seq seq;
     if (prompt.n == 0 || prompt.n > UINT32_MAX) {
         die("--ids: no tokens, or too many");
     }
@@ -992,7 +1025,7 @@ static void run_logits(settings *s)
     folollm_get_info(engine, &info);
     float *logits = resize(NULL, prompt.n, info.vocab * sizeof *logits); /* (ids, vocab) */
     size_t step = s->call_tokens > 0 ? s->call_tokens : prompt.n;
-    check(folollm_seq_open(engine, NULL, &seq, &error), &error);
+    folollm_seq seq = open_sequence(engine, s, NULL);
     for (size_t i = 0; i < prompt.n; i += step) {
         size_t n = prompt.n - i < step ? prompt.n - i : step;
         check(folollm_prefill(engine, seq, prompt.data + i, n, logits + i * info.vocab, &error), &error);
@@ -1010,7 +1043,7 @@ typedef struct request { /* one line of the input, where its texts lie */
     unsigned seen;       /* keys with a value, as bits by their place in request_keys */
     folollm_text id;     /* its string, or else its number as it is written, or "null" */
     int id_is_string;
-    folollm_text prompt;
+    folollm_text prompt, adapter; /* adapter.text NULL: that of the command line */
     ids prompt_ids;
     stop_list stops;
     folollm_sampling sampling;
@@ -1021,7 +1054,9 @@ typedef struct request { /* one line of the input, where its texts lie */
 
 typedef struct request_key {
     const char *name;
-    enum { KEY_ID, KEY_PROMPT, KEY_PROMPT_IDS, KEY_STOP, KEY_PRIORITY, KEY_SEED, KEY_TOP, KEY_COUNT, KEY_REAL } kind;
+    enum {
+        KEY_ID, KEY_PROMPT, KEY_PROMPT_IDS, KEY_STOP, KEY_PRIORITY, KEY_SEED, KEY_TOP, KEY_ADAPTER, KEY_COUNT, KEY_REAL
+    } kind;
     size_t offset; /* of KEY_COUNT and KEY_REAL, in folollm_sampling */
     double high;
 } request_key;
@@ -1034,6 +1069,7 @@ static const request_key request_keys[] = {
     {"priority", KEY_PRIORITY, 0, 0},
     {"seed", KEY_SEED, 0, 0},
     {"top_logprobs", KEY_TOP, 0, 0},
+    {"adapter", KEY_ADAPTER, 0, 0},
     {"max_tokens", KEY_COUNT, offsetof(folollm_sampling, max_tokens), 0},
     {"top_k", KEY_COUNT, offsetof(folollm_sampling, top_k), 0},
     {"temperature", KEY_REAL, offsetof(folollm_sampling, temperature), 100},
@@ -1127,6 +1163,7 @@ static void read_value(json *j, request *r, const request_key *k)
     switch (k->kind) {
     case KEY_ID: read_id(j, r); break;
     case KEY_PROMPT: r->prompt = json_string(j); break;
+    case KEY_ADAPTER: r->adapter = json_string(j); break;
     case KEY_PROMPT_IDS: r->prompt_ids = read_ids(j, r); break;
     case KEY_STOP: read_stops(j, r); break;
     case KEY_PRIORITY: r->priority = (int32_t)(int64_t)read_whole(j, r, INT32_MAX, INT32_MAX); break;
@@ -1144,7 +1181,8 @@ static const char *wrong_type(json *j, const request_key *k)
     int is_string = c == '"', is_list = c == '[', is_number = c == '-' || (c >= '0' && c <= '9');
     switch (k->kind) {
     case KEY_ID: return is_string || is_number ? NULL : "a string or a number expected";
-    case KEY_PROMPT: return is_string ? NULL : "a string expected";
+    case KEY_PROMPT:
+    case KEY_ADAPTER: return is_string ? NULL : "a string expected";
     case KEY_PROMPT_IDS: return is_list ? NULL : "a list of numbers expected";
     case KEY_STOP: return is_string || is_list ? NULL : "a string or a list of strings expected";
     default: return is_number ? NULL : "a number expected";
@@ -1218,8 +1256,15 @@ typedef struct writing { /* an answer on its way */
     folollm_logprob *top; /* (tokens.n, n_top) */
 } writing;
 
+typedef struct named_adapter {
+    char *path;
+    folollm_adapter handle;
+} named_adapter;
+
 typedef struct batch_run {
     folollm *engine;
+    named_adapter *adapters; /* (n_adapters) that lines have named */
+    size_t n_adapters;
     const settings *s;
     folollm_sampling defaults;
     char *at, *end;       /* what is left of the input */
@@ -1285,8 +1330,34 @@ static void print_answer(batch_run *b, const writing *w, folollm_finish finish, 
     write_text("\n", 1);
 }
 
+/* The adapter of a path, loaded when it is named first; "": none. 0 with the problem in r: it is no adapter. */
+static folollm_adapter find_adapter(batch_run *b, request *r, const char *path, size_t n)
+{
+    folollm_error error;
+    named_adapter a = {NULL, 0};
+    for (size_t i = 0; i < b->n_adapters; i++) {
+        if (strlen(b->adapters[i].path) == n && memcmp(b->adapters[i].path, path, n) == 0) {
+            return b->adapters[i].handle;
+        }
+    }
+    if (n == 0) {
+        return 0;
+    }
+    a.path = resize(NULL, n, 1);
+    memcpy(a.path, path, n);
+    a.path[n] = '\0';
+    if (folollm_adapter_load(b->engine, a.path, (float)b->s->adapter_scale, &a.handle, &error) != FOLOLLM_OK) {
+        complain(r, "%s", error.text);
+        free(a.path);
+        return 0;
+    }
+    b->adapters = resize(b->adapters, b->n_adapters + 1, sizeof *b->adapters);
+    b->adapters[b->n_adapters++] = a;
+    return a.handle;
+}
+
 /* Hand a request to the engine. Returns its sequence, or 0 and the problem in r. */
-static folollm_seq submit_request(const batch_run *b, request *r)
+static folollm_seq submit_request(batch_run *b, request *r)
 {
     folollm_error error;
     folollm_seq seq = 0;
@@ -1294,9 +1365,15 @@ static folollm_seq submit_request(const batch_run *b, request *r)
     ids prompt = r->seen & SEEN_IDS ? r->prompt_ids : tokenize_trusted(b->engine, text);
     r->sampling.stops = r->stops.at;
     r->sampling.n_stops = r->stops.n;
+    if (r->adapter.text == NULL && b->s->adapter != NULL) {
+        r->adapter = (folollm_text){b->s->adapter, strlen(b->s->adapter)};
+    }
+    folollm_adapter adapter = find_adapter(b, r, r->adapter.text, r->adapter.n_bytes);
     folollm_submission submission = {.prompt = prompt.data, .n_prompt = prompt.n, .sampling = &r->sampling,
-                                     .priority = r->priority, .tag = b->line, .n_top = r->n_top};
-    if (prompt.n == 0) {
+                                     .priority = r->priority, .tag = b->line, .n_top = r->n_top, .adapter = adapter};
+    if (r->problem[0] != '\0') {
+        seq = 0; /* no such adapter */
+    } else if (prompt.n == 0) {
         complain(r, "the prompt has no tokens to begin with");
     } else if (folollm_submit(b->engine, &submission, &seq, &error) != FOLOLLM_OK) {
         complain(r, "%s", error.text);
@@ -1405,13 +1482,14 @@ static void answer_all(batch_run *b)
  * whole context each; how long that is, the model says, so it is opened with a page first. */
 static folollm *open_for_batch(settings *s)
 {
-    enum { RUNNING = 16, CHUNK = 128, REQUESTS_MIN = 64, REQUESTS_MAX = 4096 };
+    enum { RUNNING = 16, CHUNK = 128, REQUESTS_MIN = 64, REQUESTS_MAX = 4096, ADAPTERS_MAX = 1024 };
     folollm_options wanted = s->engine;
     folollm_info info;
     folollm_error error;
     folollm *first, *engine;
     wanted.struct_size = sizeof wanted;
     wanted.max_seqs = 1;
+    wanted.max_adapters = ADAPTERS_MAX;
     wanted.max_running = wanted.max_running != 0 ? wanted.max_running : RUNNING;
     wanted.max_requests = 3 * wanted.max_running < REQUESTS_MIN ? REQUESTS_MIN : 3 * wanted.max_running;
     wanted.max_requests = wanted.max_requests < REQUESTS_MAX ? wanted.max_requests : REQUESTS_MAX;
@@ -1452,6 +1530,10 @@ static void run_batch(settings *s)
     double begin = seconds();
     answer_all(&b);
     print_speed("batch", b.n_tokens, seconds() - begin);
+    for (size_t i = 0; i < b.n_adapters; i++) {
+        free(b.adapters[i].path);
+    }
+    free(b.adapters);
     free(b.answers);
     free(input.data);
     folollm_free(b.engine);
@@ -1741,7 +1823,6 @@ static void run_perplexity(settings *s)
     bytes input = read_file(s->file);
     bar reading = {"reading", 0, 0};
     folollm_info info;
-    folollm_error error;
     s->engine.max_seqs = 1;
     folollm *engine = open_engine(s);
     folollm_get_info(engine, &info);
@@ -1751,7 +1832,7 @@ static void run_perplexity(settings *s)
     }
     perplexity p = {.engine = engine, .vocab = info.vocab, .chunk = info.chunk};
     p.logits = resize(NULL, p.chunk, p.vocab * sizeof *p.logits);
-    check(folollm_seq_open(engine, NULL, &p.seq, &error), &error);
+    p.seq = open_sequence(engine, s, NULL);
     for (size_t begin = 0, scored = 1; scored < text.n; begin = scored - info.context / 2) {
         size_t end = text.n - begin < info.context ? text.n : begin + info.context;
         read_window(&p, text, begin, scored, end);
@@ -1914,7 +1995,7 @@ static void run_quantize(settings *s)
 
 int main(int argc, char **argv)
 {
-    settings s = {.temperature = -1, .top_p = -1, .min_p = -1, .repeat_penalty = -1};
+    settings s = {.temperature = -1, .top_p = -1, .min_p = -1, .repeat_penalty = -1, .adapter_scale = 1};
     s.n = s.top_k = s.logprobs = NOT_GIVEN;
     s.prompt = 512;
     s.repeats = 5;

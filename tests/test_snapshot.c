@@ -535,7 +535,8 @@ static saved copy_of(saved s, size_t n) {
 /* Where things stand. */
 enum {
     AT_VERSION = 8, AT_KV_TYPE = 12, AT_FINGERPRINT = 16, AT_LAYERS = 24, AT_KV_HEADS = 28, AT_HEAD_DIM = 32,
-    AT_VOCAB = 36, AT_TOKENS = 40, AT_PROMPT = 44, AT_SECTIONS = 48, AT_CHECKSUM = 48 + 16 * FL_SECTIONS,
+    AT_VOCAB = 36, AT_TOKENS = 40, AT_PROMPT = 44, AT_SECTIONS = 48, AT_ADAPTER = 48 + 16 * FL_SECTIONS,
+    AT_CHECKSUM = AT_ADAPTER + 8,
     HEADER = AT_CHECKSUM + 8,
     /* of the sampling section */
     IN_TEMPERATURE = 0, IN_TOP_K = 4, IN_TOP_P = 8, IN_MIN_P = 12, IN_PRESET = 16, IN_ORDER = 20, IN_REPETITION = 52,
@@ -679,6 +680,7 @@ static void test_forged_header(void) {
         CHECK(forged_u32(AT_HEAD_DIM, odd[i], FOLOLLM_E_UNSUPPORTED));
         CHECK(forged_u32(AT_VOCAB, odd[i], FOLOLLM_E_UNSUPPORTED));
         CHECK(forged_u32(AT_FINGERPRINT, odd[i], FOLOLLM_E_UNSUPPORTED));
+        CHECK(odd[i] == 0 || forged_u32(AT_ADAPTER, odd[i], FOLOLLM_E_UNSUPPORTED));
         CHECK(forged_u32(AT_TOKENS, odd[i], FOLOLLM_E_FORMAT));
         CHECK(odd[i] <= n_tokens || forged_u32(AT_PROMPT, odd[i], FOLOLLM_E_FORMAT));
     }
@@ -908,7 +910,8 @@ static void test_mutations(unsigned n_rounds) {
         saved s = copy_of(good, good.n);
         for (uint32_t n = 1 + random_below(3); n > 0; n--) {
             bool of_sampling = random_below(4) != 0;
-            size_t begin = of_sampling ? sampling : AT_TOKENS, bytes = of_sampling ? n_sampling : HEADER - AT_TOKENS;
+            size_t begin = of_sampling ? sampling : AT_TOKENS;
+            size_t bytes = of_sampling ? n_sampling : AT_ADAPTER - AT_TOKENS;
             size_t at = begin + random_below((uint32_t)bytes);
             switch (random_below(4)) {
             case 0:
@@ -1128,7 +1131,7 @@ static void test_cached_pages(void) {
     close_sequence(f, restore(f, good));
     folollm_get_stats(f, &stats);
     CHECK(stats.pages_evicted == n_needed - 2);
-    fl_page_key key = {0, 0};
+    fl_page_key key = {0, 0, 0};
     CHECK(fl_pages_find(&f->pages, key, prompt[0]) == FL_PAGE_NONE || n_needed < 4);
     CHECK(fl_pages_find(&f->pages, key, prompt[N - 1]) != FL_PAGE_NONE);
     free(s.bytes);

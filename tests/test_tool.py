@@ -286,6 +286,31 @@ def test_quantize():
     check(status == 2 and "--weights" in err, "quantize to what?", err)
 
 
+def test_adapters():
+    """Of the command line, of a line, of both, and merged."""
+    vectors = os.path.join(ROOT, "tests/vectors")
+    base, adapter = os.path.join(vectors, "models/qwen3-gqa-fp32"), os.path.join(vectors, "adapters/all")
+    lines = [{"id": i, "prompt_ids": [1, 2, 3], "max_tokens": 12} for i in range(3)]
+    lines[1]["adapter"] = adapter
+    lines[2]["adapter"] = ""
+    stdin = "".join(json.dumps(r) + "\n" for r in lines).encode()
+
+    def ids(*arguments):
+        found = parse(tool("batch", "-f", "-", "--ignore-eos", "-m", base, *arguments, stdin=stdin)[1])
+        return [a["token_ids"] for a in sorted(found, key=lambda a: a["id"])]
+
+    plain, with_it, without = ids()
+    check(plain == without != with_it, "a line's adapter is its own", (plain, with_it, without))
+    check(ids("--adapter", adapter) == [with_it, with_it, plain], "lines without one have that of the command line")
+    check(ids("--adapter", adapter, "--adapter-scale", "0")[:2] == [plain, plain], "times nothing")
+    check(ids("--merge", adapter)[0] == with_it, "merged, it says the same")
+    lines[1]["adapter"] = "no/where"
+    status, found = batch([json.dumps(r).encode() for r in lines], "-m", base)
+    errors = [a for a in found if "error" in a]
+    check(status == 1 and len(errors) == 1 and errors[0]["id"] == 1 and "no/where/adapter_config.json" in
+          errors[0]["error"], "no such adapter", errors)
+
+
 def test_interrupt():
     requests = [{"id": i, "prompt": "ROMEO:", "seed": i, "max_tokens": 10 + i % 400} for i in range(2000)]
     with tempfile.NamedTemporaryFile("w") as f:

@@ -120,7 +120,7 @@ static void multiply(const fl_kernels *k, bool floats, const float *x, size_t n_
     product p;
     open_product(&p, k, n_rows, w->n_cols, floats);
     memset(y, 0, n_rows * fl_padded(w->n_rows) * sizeof *y);
-    p.cpu.base.ops->project_add(&p.cpu.base, n_rows, x, w, y);
+    p.cpu.base.ops->project_add(&p.cpu.base, &(fl_batch){.n_rows = n_rows}, x, w, y);
     fl_arena_close(&p.memory, &p.arena);
 }
 

@@ -72,6 +72,8 @@ static void fl_info_model(const folollm *f, folollm_info *info) {
     info->n_threads = f->settings.n_threads;
     info->max_requests = f->max_requests;
     info->max_running = f->max_running;
+    info->max_adapters = f->max_adapters;
+    info->max_rank = f->settings.rank;
     info->kv = f->settings.kv;
     info->kv_token_bytes = 2 * (uint64_t)c->n_layers * c->n_kv_heads * fl_kv_row_bytes(&f->worker.kv);
 }
@@ -213,7 +215,7 @@ FOLOLLM_API folollm_status folollm_chat(folollm *f, const folollm_message *messa
                           error);
 }
 
-/* ---- Sequences -- */
+/* ---- Adapters -- */
 
 static folollm_status fl_need_weights(const folollm *f, folollm_error *error) {
     if (f == NULL) {
@@ -224,6 +226,33 @@ static folollm_status fl_need_weights(const folollm *f, folollm_error *error) {
     }
     return FOLOLLM_OK;
 }
+
+FOLOLLM_API folollm_status folollm_adapter_load(folollm *f, const char *path, float scale, folollm_adapter *out,
+                                                folollm_error *error) {
+    FL_TRY(fl_need_weights(f, error));
+    if (path == NULL || path[0] == 0 || out == NULL || !fl_is_finite(scale)) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT,
+                       "adapter_load: a path, a finite scale, and a place for the adapter are needed");
+    }
+    return fl_adapters_load(&f->memory, &f->adapters, &f->checkpoint->weights.config, path, scale, f->settings.rank,
+                            out, error);
+}
+
+FOLOLLM_API folollm_status folollm_adapter_free(folollm *f, folollm_adapter adapter, folollm_error *error) {
+    fl_adapter *a = NULL;
+    FL_TRY(fl_need_weights(f, error));
+    FL_TRY(fl_adapters_find(&f->adapters, adapter, &a, error));
+    if (a != NULL && fl_sequences_use(&f->sequences, a)) {
+        return fl_fail(error, FOLOLLM_E_STATE, "adapter %u belongs to sequences that are open: close them first",
+                       (uint64_t)adapter);
+    }
+    if (a != NULL) {
+        fl_adapter_close(&f->memory, a);
+    }
+    return FOLOLLM_OK;
+}
+
+/* ---- Sequences -- */
 
 static folollm_status fl_need_sequence(folollm *f, folollm_seq seq, fl_sequence **out, folollm_error *error) {
     FL_TRY(fl_need_weights(f, error));
@@ -273,6 +302,21 @@ FOLOLLM_API folollm_status folollm_seq_open(folollm *f, const folollm_sampling *
     FL_TRY(fl_read_sampling(f, sampling, &checked, error));
     FL_TRY(fl_take_slot(f, &s, out, error));
     s->sampling = checked;
+    return FOLOLLM_OK;
+}
+
+FOLOLLM_API folollm_status folollm_seq_set_adapter(folollm *f, folollm_seq seq, folollm_adapter adapter,
+                                                   folollm_error *error) {
+    fl_sequence *s = NULL;
+    fl_adapter *a = NULL;
+    FL_TRY(fl_need_sequence(f, seq, &s, error));
+    FL_TRY(fl_adapters_find(&f->adapters, adapter, &a, error));
+    if (s->n_tokens > 0 && s->adapter != a) {
+        return fl_fail(error, FOLOLLM_E_STATE,
+                       "sequence %u has %u tokens that were computed with another adapter: truncate it to 0 first",
+                       (uint64_t)seq, (uint64_t)s->n_tokens);
+    }
+    s->adapter = a;
     return FOLOLLM_OK;
 }
 
@@ -418,7 +462,7 @@ FOLOLLM_API folollm_status folollm_seq_restore_from(folollm *f, fl_snapshot_read
         return fl_fail(error, FOLOLLM_E_ARGUMENT,
                        "seq_restore_from: a function that reads, and a place for the sequence, are needed");
     }
-    FL_TRY(fl_snapshot_open(&snapshot, &f->worker, &source, error));
+    FL_TRY(fl_snapshot_open(&snapshot, &f->worker, &f->adapters, &source, error));
     return fl_restore(f, &snapshot, &source, out, error);
 }
 
@@ -440,7 +484,7 @@ FOLOLLM_API folollm_status folollm_seq_restore(folollm *f, const void *bytes, si
     if (bytes == NULL || out == NULL) {
         return fl_fail(error, FOLOLLM_E_ARGUMENT, "seq_restore: bytes, and a place for the sequence, are needed");
     }
-    FL_TRY(fl_snapshot_open(&snapshot, &f->worker, &source, error));
+    FL_TRY(fl_snapshot_open(&snapshot, &f->worker, &f->adapters, &source, error));
     FL_TRY(fl_snapshot_read(&snapshot, &source, &f->checkpoint->generation, &f->worker, NULL, NULL, error));
     at = (const uint8_t *)bytes + FL_SNAPSHOT_HEADER;
     return fl_restore(f, &snapshot, &source, out, error);
@@ -548,13 +592,15 @@ static folollm_status fl_check_submission(folollm *f, const folollm_submission *
 FOLOLLM_API folollm_status folollm_submit(folollm *f, const folollm_submission *submission, folollm_seq *out,
                                           folollm_error *error) {
     fl_sampling sampling;
+    fl_adapter *adapter = NULL;
     FL_TRY(fl_need_weights(f, error));
     if (submission == NULL || out == NULL) {
         return fl_fail(error, FOLOLLM_E_ARGUMENT, "submit: a submission, and a place for its sequences, are needed");
     }
     FL_TRY(fl_check_submission(f, submission, error));
     FL_TRY(fl_read_sampling(f, submission->sampling, &sampling, error));
-    return fl_driver_submit(&f->driver, submission, &sampling, out, error);
+    FL_TRY(fl_adapters_find(&f->adapters, submission->adapter, &adapter, error));
+    return fl_driver_submit(&f->driver, submission, &sampling, adapter, out, error);
 }
 
 FOLOLLM_API folollm_status folollm_step(folollm *f, const folollm_budget *budget, folollm_event *events,

@@ -27,13 +27,14 @@ struct folollm {
     fl_arena arena; /* sequences, sampler, page table */
     fl_worker worker;
     fl_pages pages;
+    fl_adapters adapters;
     fl_sequences sequences;
     fl_sampler sampler;
     fl_executor executor;
     fl_driver driver;
     fl_chooser chooser;
     fl_worker_options settings;
-    uint32_t max_seqs, max_requests, max_running;
+    uint32_t max_seqs, max_requests, max_running, max_adapters;
     folollm_memory plan;
 };
 

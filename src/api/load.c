@@ -6,6 +6,10 @@
 #define FL_OWN_SEQS_MAX 4096u
 #define FL_REQUESTS_DEFAULT 64u
 #define FL_RUNNING_DEFAULT 16u
+#define FL_ADAPTERS_DEFAULT 8u
+#define FL_MERGES_MAX 64u
+#define FL_RANK_DEFAULT 64u
+#define FL_RANK_MAX 1024u
 #define FL_CHUNK_DEFAULT 128u
 #define FL_CHUNK_MAX 8192u
 #define FL_THREADS_MAX 256u
@@ -32,8 +36,21 @@ static folollm_status fl_check_options(const folollm_options *o, folollm_error *
         return fl_fail(error, FOLOLLM_E_ARGUMENT, "options: at most %u max_requests, and as many max_running",
                        (uint64_t)FL_REQUESTS_MAX);
     }
+    if (o->max_adapters > FL_ADAPTERS_MAX || o->max_rank > FL_RANK_MAX) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "options: at most %u max_adapters, %u max_rank",
+                       (uint64_t)FL_ADAPTERS_MAX, (uint64_t)FL_RANK_MAX);
+    }
     if ((unsigned)o->kv > FOLOLLM_KV_Q4 || (unsigned)o->isa > FOLOLLM_ISA_NEON) {
         return fl_fail(error, FOLOLLM_E_ARGUMENT, "options.kv or options.isa is none of its constants");
+    }
+    bool merges_ok = o->n_merges <= FL_MERGES_MAX && (o->n_merges == 0 || o->merges != NULL);
+    for (size_t i = 0; i < o->n_merges && merges_ok; i++) {
+        const folollm_merge *merge = &o->merges[i];
+        merges_ok = merge->path != NULL && merge->path[0] != 0 && fl_is_finite(merge->scale);
+    }
+    if (!merges_ok) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "options.merges: at most %u, each with a path and a finite scale",
+                       (uint64_t)FL_MERGES_MAX);
     }
     if ((unsigned)o->weights > FOLOLLM_WEIGHTS_Q6_K) {
         return fl_fail(error, FOLOLLM_E_ARGUMENT, "options.weights is none of its constants");
@@ -69,6 +86,7 @@ static folollm_status fl_settle_options(folollm *f, const folollm_options *o, fo
     s->n_rows = o->chunk != 0 ? o->chunk : FL_CHUNK_DEFAULT;
     s->n_rows = s->n_rows < context ? s->n_rows : context;
     s->n_threads = fl_threads_of(o);
+    s->rank = o->max_rank != 0 ? o->max_rank : FL_RANK_DEFAULT;
     s->kv = o->kv;
     s->float_activations = o->float_activations != 0;
     s->kernels = fl_kernels_of(o->isa);
@@ -77,6 +95,7 @@ static folollm_status fl_settle_options(folollm *f, const folollm_options *o, fo
     f->max_running = o->max_running != 0 ? o->max_running : FL_RUNNING_DEFAULT;
     f->max_running = f->max_running < f->max_requests ? f->max_running : f->max_requests;
     f->max_running = f->max_running < s->n_rows ? f->max_running : s->n_rows;
+    f->max_adapters = o->max_adapters != 0 ? o->max_adapters : FL_ADAPTERS_DEFAULT;
     f->driver.no_prefix_cache = o->no_prefix_cache != 0;
     return FOLOLLM_OK;
 }
@@ -126,7 +145,7 @@ static folollm_status fl_checkpoint_vocabulary(fl_checkpoint *c, const char *pat
 
 /* What will stay allocated when the weights are loaded, and what reading took beside it. */
 static void fl_checkpoint_account(fl_checkpoint *c) {
-    uint64_t kept = c->memory.live - (c->has_config ? fl_tensors_names_bytes(&c->weights.tensors) : 0);
+    uint64_t kept = c->memory.live - (c->has_config ? fl_weights_passing_bytes(&c->weights) : 0);
     c->temporary_bytes = c->memory.peak - kept;
     c->weights_bytes = kept - c->tokenizer_bytes + (c->has_config ? fl_arena_bytes(&c->weights.arena) : 0);
 }
@@ -135,7 +154,7 @@ static folollm_status fl_checkpoint_read_directory(fl_checkpoint *c, const char 
                                                    folollm_error *error) {
     bool has_tokenizer;
     if (!c->tokenizer_only) {
-        FL_TRY(fl_weights_open(&c->memory, &c->weights, path, NULL, o->copy_weights != 0, o->weights, error));
+        FL_TRY(fl_weights_open(&c->memory, &c->weights, path, NULL, o, error));
         c->has_config = true;
     }
     FL_TRY(fl_generation_read(&c->memory, &c->generation, path, error));
@@ -152,7 +171,7 @@ static folollm_status fl_checkpoint_read_directory(fl_checkpoint *c, const char 
 static folollm_status fl_checkpoint_read_gguf(fl_checkpoint *c, const fl_gguf *g, const folollm_options *o,
                                               folollm_error *error) {
     if (!c->tokenizer_only) {
-        FL_TRY(fl_weights_open(&c->memory, &c->weights, NULL, g, o->copy_weights != 0, o->weights, error));
+        FL_TRY(fl_weights_open(&c->memory, &c->weights, NULL, g, o, error));
         c->has_config = true;
     }
     if (fl_tokenizer_in_gguf(g)) {
@@ -220,6 +239,7 @@ static void fl_engine_layout(folollm *f) {
     uint32_t vocab = c->weights.config.vocab;
     size_t piece = c->tokenizer != NULL ? fl_tokenizer_max_piece_bytes(c->tokenizer) : 0;
     fl_pages_layout(&f->pages, &f->arena, f->settings.n_pages);
+    fl_adapters_layout(&f->adapters, &f->arena, f->max_adapters);
     fl_sequences_layout(&f->sequences, &f->arena, f->max_seqs, f->max_requests, f->settings.context, vocab,
                         fl_stream_room(piece));
     fl_sampler_layout(&f->sampler, &f->arena, vocab);
@@ -240,8 +260,7 @@ static void fl_engine_plan(folollm *f, bool owner) {
         p->mapped = c->has_config ? c->weights.mapped_bytes : 0;
         p->temporary = c->temporary_bytes;
         if (c->has_config) {
-            uint64_t names = fl_tensors_names_bytes(&c->weights.tensors);
-            uint64_t loading = names + fl_weights_temporary_bytes(&c->weights, f->settings.n_threads);
+            uint64_t loading = fl_weights_temporary_bytes(&c->weights, f->settings.n_threads);
             p->temporary = loading > p->temporary ? loading : p->temporary;
         }
     }
@@ -379,7 +398,9 @@ FOLOLLM_API folollm_status folollm_quantize(const char *path, const folollm_opti
     if (is_gguf) {
         return fl_fail(error, FOLOLLM_E_UNSUPPORTED, "%s is a GGUF file; checkpoint directories are quantised", path);
     }
-    FL_TRY(fl_weights_open(&memory, &weights, path, NULL, true, options->weights, error));
+    folollm_options read = *options;
+    read.copy_weights = 1;
+    FL_TRY(fl_weights_open(&memory, &weights, path, NULL, &read, error));
     fl_tensors_out out = {.memory = &memory, .write = write, .user = user};
     folollm_status status = fl_weights_write(&memory, &weights, fl_threads_of(options), &out, error);
     fl_tensors_out_close(&out);
@@ -404,6 +425,7 @@ FOLOLLM_API void folollm_free(folollm *engine) {
     }
     fl_checkpoint *c = engine->checkpoint;
     fl_worker_close(&engine->memory, &engine->worker);
+    fl_adapters_close(&engine->memory, &engine->adapters);
     fl_arena_close(&engine->memory, &engine->arena);
     fl_free(&engine->memory, engine, sizeof *engine);
     fl_checkpoint_release(c);

@@ -32,7 +32,7 @@ static uint64_t fl_driver_now(const fl_driver *d) {
 /* ---- Submission -- */
 
 FL_LOCAL folollm_status fl_driver_submit(fl_driver *d, const folollm_submission *in, const fl_sampling *sampling,
-                                         folollm_seq *out, folollm_error *error) {
+                                         const fl_adapter *adapter, folollm_seq *out, folollm_error *error) {
     fl_scheduler *s = &d->scheduler;
     uint32_t n = in->n_answers != 0 ? in->n_answers : 1, leader = 0, n_free = 0;
     for (uint32_t i = 0; i < s->n_requests; i++) {
@@ -54,6 +54,7 @@ FL_LOCAL folollm_status fl_driver_submit(fl_driver *d, const folollm_submission 
         r->caches = in->no_prefix_cache == 0 && !d->no_prefix_cache;
         r->n_known = r->s->n_prompt = (uint32_t)in->n_prompt;
         memcpy(r->tokens, in->prompt, in->n_prompt * sizeof *r->tokens);
+        r->s->adapter = adapter;
         r->s->sampling = *sampling;
         r->s->sampling.s.seed += i;
         fl_detokenizer_begin_inside(&r->s->stream.detokenizer);

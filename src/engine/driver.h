@@ -36,7 +36,8 @@ FL_LOCAL void fl_driver_init(fl_driver *d, fl_executor *executor, const fl_choos
 
 /* See folollm_submit: the submission is checked, sampling is that of its first answer. */
 FL_LOCAL folollm_status fl_driver_submit(fl_driver *d, const folollm_submission *submission,
-                                         const fl_sampling *sampling, folollm_seq *out, folollm_error *error);
+                                         const fl_sampling *sampling, const fl_adapter *adapter, folollm_seq *out,
+                                         folollm_error *error);
 
 /* See folollm_step. */
 FL_LOCAL folollm_status fl_driver_step(fl_driver *d, const folollm_budget *budget, folollm_event *events,

@@ -35,7 +35,7 @@ FL_LOCAL void fl_executor_clear(fl_executor *e) {
 
 FL_LOCAL void fl_executor_add(fl_executor *e, const fl_sequence *s, uint32_t position, const folollm_token *tokens,
                               size_t n, size_t n_wanted) {
-    fl_run run = {e->n_rows, n, position, s->pages};
+    fl_run run = {e->n_rows, n, position, s->pages, s->adapter != NULL ? s->adapter->low_ranks : NULL};
     e->runs[e->n_runs++] = run;
     for (uint32_t i = 0; i < n; i++, e->n_rows++) {
         uint32_t at = position + i, slot = s->pages[at / FL_PAGE_TOKENS] * FL_PAGE_TOKENS + at % FL_PAGE_TOKENS;

@@ -53,7 +53,7 @@ static void fl_ring_insert(fl_pages *p, uint32_t page) {
 /* ---- The index -- */
 
 static uint32_t *fl_pages_bucket(const fl_pages *p, fl_page_key key, const folollm_token *tokens) {
-    uint64_t h = fl_mix(key.space) ^ key.before;
+    uint64_t h = fl_mix(key.space) ^ fl_mix(~key.adapter) ^ key.before;
     for (size_t i = 0; i < FL_PAGE_TOKENS; i++) {
         h = fl_mix(h ^ (uint32_t)tokens[i]);
     }
@@ -77,7 +77,8 @@ static void fl_pages_unpublish(fl_pages *p, uint32_t page) {
 FL_LOCAL uint32_t fl_pages_find(const fl_pages *p, fl_page_key key, const folollm_token *tokens) {
     uint32_t page = *fl_pages_bucket(p, key, tokens);
     while (page != FL_PAGE_NONE &&
-           (p->keys[page].space != key.space || p->keys[page].before != key.before ||
+           (p->keys[page].space != key.space || p->keys[page].adapter != key.adapter ||
+            p->keys[page].before != key.before ||
             memcmp(fl_pages_tokens(p, page), tokens, FL_PAGE_TOKENS * sizeof *tokens) != 0)) {
         page = p->chain[page];
     }

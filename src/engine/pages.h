@@ -18,8 +18,9 @@
 #define FL_PAGE_NONE UINT32_MAX
 
 typedef struct fl_page_key {
-    uint64_t space;  /* only equal ones see each other */
-    uint64_t before; /* serial of the page before; 0: the first of a sequence */
+    uint64_t space;   /* only equal ones see each other */
+    uint64_t adapter; /* the same; 0: none */
+    uint64_t before;  /* serial of the page before; 0: the first of a sequence */
 } fl_page_key;
 
 typedef struct fl_pages {

@@ -289,9 +289,14 @@ static size_t fl_pages_promised(const fl_scheduler *s) {
 
 /* ---- The prefix cache -- */
 
+static fl_page_key fl_request_key(const fl_request *r, uint64_t before) {
+    fl_page_key key = {r->space, r->s->adapter != NULL ? r->s->adapter->serial : 0, before};
+    return key;
+}
+
 /* Begin with the pages that were computed before. The last known token is always computed: its logits are wanted. */
 static void fl_find_prefix(fl_scheduler *s, fl_request *r) {
-    fl_page_key key = {r->space, 0};
+    fl_page_key key = fl_request_key(r, 0);
     uint32_t n_pages = (r->n_known - 1) / FL_PAGE_TOKENS, n = 0;
     for (; r->caches && n < n_pages; n++) {
         uint32_t page = fl_pages_find(s->pages, key, r->tokens + (size_t)n * FL_PAGE_TOKENS);
@@ -325,8 +330,7 @@ FL_LOCAL void fl_scheduler_commit(fl_scheduler *s, fl_request *r) {
     s->stats->prompt_tokens += generated ? 0 : r->n_rows;
     q->n_tokens += r->n_rows;
     for (; r->caches && (r->n_published + 1) * FL_PAGE_TOKENS <= q->n_tokens; r->n_published++) {
-        fl_page_key key = {r->space, r->serial};
-        r->serial = fl_pages_publish(s->pages, key, q->pages[r->n_published]);
+        r->serial = fl_pages_publish(s->pages, fl_request_key(r, r->serial), q->pages[r->n_published]);
     }
 }
 

@@ -43,6 +43,7 @@ FL_LOCAL fl_sequence *fl_sequence_open(fl_sequences *all, bool driven, folollm_s
     fl_sequence *s = fl_sequence_vacant(all, driven);
     if (s != NULL) {
         s->has_logits = false;
+        s->adapter = NULL;
         s->n_tokens = s->n_prompt = s->n_pages = 0;
         memset(&s->stream, 0, sizeof s->stream);
         *id = fl_sequence_occupy(all, s);
@@ -73,6 +74,14 @@ FL_LOCAL folollm_status fl_sequence_find_own(const fl_sequences *all, folollm_se
     }
     *out = s;
     return FOLOLLM_OK;
+}
+
+FL_LOCAL bool fl_sequences_use(const fl_sequences *all, const fl_adapter *adapter) {
+    bool used = false;
+    for (uint32_t i = 0; i < all->n_slots; i++) {
+        used = used || (all->slots[i].handle != 0 && all->slots[i].adapter == adapter);
+    }
+    return used;
 }
 
 /* The wish that stands in the slot is replaced only if it is still the one that stood there while the handle was right:
@@ -156,6 +165,7 @@ FL_LOCAL void fl_sequence_fork(fl_sequence *to, const fl_sequence *from, fl_page
     if (from->has_logits) {
         memcpy(to->logits, from->logits, vocab * sizeof *to->logits);
     }
+    to->adapter = from->adapter;
     to->sampling = from->sampling;
     to->stream = from->stream;
 }

@@ -5,6 +5,7 @@
 
 #include "base/os.h"
 #include "engine/stream.h"
+#include "model/adapter.h"
 
 #define FL_SEQS_MAX 8192u /* a folollm_seq is generation * FL_SEQS_MAX + slot */
 
@@ -18,6 +19,7 @@ typedef struct fl_sequence {
     uint32_t n_pages;            /* = n_tokens in pages, rounded up; more between reserve and commit */
     uint32_t *pages;             /* (pages of a context) */
     float *logits;               /* (vocab) after the last token, if has_logits; NULL: driven, never has any */
+    const fl_adapter *adapter;   /* NULL: none */
     fl_sampling sampling;
     fl_stream stream;            /* of the output so far */
     char *text;                  /* (room of a stream) what the last sample gave */
@@ -50,6 +52,9 @@ FL_LOCAL folollm_status fl_sequence_find(const fl_sequences *all, folollm_seq id
 /* The same for the host's own calls: one that is driven is FOLOLLM_E_STATE. */
 FL_LOCAL folollm_status fl_sequence_find_own(const fl_sequences *all, folollm_seq id, fl_sequence **out,
                                              folollm_error *error);
+
+/* Does an open sequence of either kind have this adapter? */
+FL_LOCAL bool fl_sequences_use(const fl_sequences *all, const fl_adapter *adapter);
 
 FL_INLINE bool fl_sequence_is_cancelled(const fl_sequence *s) {
     return fl_atomic_load(&s->cancelled) == s->handle;

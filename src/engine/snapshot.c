@@ -1,7 +1,7 @@
 #include "engine/snapshot.h"
 
 #define FL_SNAPSHOT_MAGIC UINT64_C(0x3153514D4C4C4F46) /* "FOLLMQS1" */
-#define FL_SNAPSHOT_VERSION 1u
+#define FL_SNAPSHOT_VERSION 2u
 #define FL_PIECE 8192 /* most bytes of one call of the host's functions; no row of KV and no sampling section has more */
 
 /* ---- Checksums, over bytes that come in pieces of any size -- */
@@ -357,6 +357,7 @@ static void fl_put_header(fl_pen *p, const fl_saving *v) {
         fl_pen_u64(p, v->lengths[i]);
         fl_pen_u64(p, v->checksums[i]);
     }
+    fl_pen_u64(p, v->s->adapter != NULL ? v->s->adapter->fingerprint : 0);
     fl_pen_u64(p, fl_sum_end(&p->sum));
 }
 
@@ -384,7 +385,7 @@ FL_LOCAL bool fl_snapshot_write(const fl_sequence *s, const fl_worker *w, const 
 /* ---- Reading the header -- */
 
 typedef struct fl_snapshot_header {
-    uint64_t fingerprint;
+    uint64_t fingerprint, adapter;
     uint32_t version, kv, n_layers, n_kv_heads, head_dim, vocab;
 } fl_snapshot_header;
 
@@ -423,6 +424,7 @@ static folollm_status fl_get_header(fl_snapshot *out, fl_snapshot_header *h, con
         out->lengths[i] = fl_eye_u64(&e);
         out->checksums[i] = fl_eye_u64(&e);
     }
+    h->adapter = fl_eye_u64(&e);
     if (fl_eye_u64(&e) != fl_checksum(bytes, FL_SNAPSHOT_HEADER - 8)) {
         return fl_fail(error, FOLOLLM_E_FORMAT, "the snapshot's header is damaged: its checksum differs");
     }
@@ -473,12 +475,18 @@ static folollm_status fl_check_lengths(const fl_snapshot *s, const fl_worker *w,
     return FOLOLLM_OK;
 }
 
-FL_LOCAL folollm_status fl_snapshot_open(fl_snapshot *out, const fl_worker *w, const fl_source *source,
-                                         folollm_error *error) {
+FL_LOCAL folollm_status fl_snapshot_open(fl_snapshot *out, const fl_worker *w, const fl_adapters *adapters,
+                                         const fl_source *source, folollm_error *error) {
     fl_snapshot_header h;
     memset(&h, 0, sizeof h);
     FL_TRY(fl_get_header(out, &h, source, error));
     FL_TRY(fl_check_fit(&h, w, error));
+    out->adapter = h.adapter != 0 ? fl_adapters_with(adapters, h.adapter) : NULL;
+    if (h.adapter != 0 && out->adapter == NULL) {
+        return fl_fail(error, FOLOLLM_E_UNSUPPORTED,
+                       "the snapshot's sequence has an adapter that this engine does not hold: load it first, with the "
+                       "same scale");
+    }
     return fl_check_lengths(out, w, source->n_bytes, error);
 }
 
@@ -588,6 +596,7 @@ FL_LOCAL folollm_status fl_snapshot_read(const fl_snapshot *snapshot, const fl_s
     if (s != NULL) {
         s->n_tokens = snapshot->n_tokens;
         s->n_prompt = snapshot->n_prompt;
+        s->adapter = snapshot->adapter;
         s->sampling = sampling;
         s->has_logits = snapshot->lengths[FL_SECTION_LOGITS] > 0;
     }

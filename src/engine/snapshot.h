@@ -13,6 +13,7 @@
 #ifndef FL_SNAPSHOT_H
 #define FL_SNAPSHOT_H
 
+#include "engine/adapters.h"
 #include "engine/sequences.h"
 #include "engine/worker.h"
 #include "model/generation.h"
@@ -20,8 +21,8 @@
 enum { FL_SECTION_TOKENS, FL_SECTION_SAMPLING, FL_SECTION_LOGITS, FL_SECTION_KV, FL_SECTIONS };
 
 /* magic, version, KV type, fingerprint of the model, layers, kv heads, head_dim, vocab, tokens, prompt; sections;
- * checksum */
-#define FL_SNAPSHOT_HEADER (8 + 4 + 4 + 8 + 6 * 4 + FL_SECTIONS * 16 + 8)
+ * fingerprint of the adapter, 0: none; checksum */
+#define FL_SNAPSHOT_HEADER (8 + 4 + 4 + 8 + 6 * 4 + FL_SECTIONS * 16 + 8 + 8)
 
 /* 0, or non-zero for a failure; see folollm_seq_save_to and folollm_seq_restore_from. */
 typedef int fl_snapshot_write_hook(void *user, const void *bytes, size_t n);
@@ -37,6 +38,7 @@ typedef struct fl_source {
 
 typedef struct fl_snapshot { /* what the header says, checked */
     uint32_t n_tokens, n_prompt;
+    const fl_adapter *adapter;
     uint64_t lengths[FL_SECTIONS], checksums[FL_SECTIONS];
 } fl_snapshot;
 
@@ -46,9 +48,9 @@ FL_LOCAL size_t fl_snapshot_bytes(const fl_sequence *s, const fl_worker *w, cons
 FL_LOCAL bool fl_snapshot_write(const fl_sequence *s, const fl_worker *w, const fl_pages *pages,
                                 const fl_generation *generation, fl_snapshot_write_hook *write, void *user);
 
-/* Read the header. */
-FL_LOCAL folollm_status fl_snapshot_open(fl_snapshot *snapshot, const fl_worker *w, const fl_source *source,
-                                         folollm_error *error);
+/* Read the header. adapters: among which the sequence's own is looked for. */
+FL_LOCAL folollm_status fl_snapshot_open(fl_snapshot *snapshot, const fl_worker *w, const fl_adapters *adapters,
+                                         const fl_source *source, folollm_error *error);
 
 /* Read the rest and check it. s NULL: no more than that. Else an empty slot that is not open, with pages reserved for
  * all tokens: they and its logits are filled on the way; what else it is changes only on success. */

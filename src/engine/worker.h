@@ -7,7 +7,7 @@
 #include "ops/cpu.h"
 
 typedef struct fl_worker_options {
-    uint32_t n_pages, n_rows, n_threads, context;
+    uint32_t n_pages, n_rows, n_threads, context, rank; /* rank: of adapters, at most */
     folollm_kv_type kv;
     const fl_kernels *kernels;
     bool float_activations;

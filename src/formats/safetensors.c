@@ -331,6 +331,20 @@ FL_LOCAL folollm_status fl_tensors_open(fl_memory *m, fl_tensors *t, const char 
     return status;
 }
 
+FL_LOCAL folollm_status fl_tensors_open_file(fl_memory *m, fl_tensors *t, const char *directory, const char *name,
+                                             folollm_error *error) {
+    memset(t, 0, sizeof *t);
+    t->memory = m;
+    folollm_status status = fl_add_file(t, directory, name, NULL, error);
+    if (status == FOLOLLM_OK) {
+        status = fl_tensors_index(t, error);
+    }
+    if (status != FOLOLLM_OK) {
+        fl_tensors_close(t);
+    }
+    return status;
+}
+
 FL_LOCAL void fl_tensors_forget_names(fl_tensors *t) {
     fl_arena_close(t->memory, &t->arena);
     for (size_t i = 0; i < t->n_files && t->headers != NULL; i++) {

@@ -38,6 +38,9 @@ typedef struct fl_tensors {
 
 /* Open every file of a checkpoint directory and read the headers. On failure nothing stays open. */
 FL_LOCAL folollm_status fl_tensors_open(fl_memory *m, fl_tensors *t, const char *directory, folollm_error *error);
+/* The same for one file of a directory, which must be there. */
+FL_LOCAL folollm_status fl_tensors_open_file(fl_memory *m, fl_tensors *t, const char *directory, const char *name,
+                                             folollm_error *error);
 FL_LOCAL void fl_tensors_close(fl_tensors *t);
 
 /* Make tensors that were put in findable. Two of one name are FOLOLLM_E_FORMAT. */

@@ -47,7 +47,9 @@ FL_LOCAL void fl_converter_close(fl_memory *m, fl_converter *c) {
 typedef struct fl_convert_job {
     const fl_converter *c;
     fl_dtype from, to;
+    size_t first;          /* row of the matrix that raw begins with */
     size_t n_rows, n_cols; /* of what is in raw */
+    const fl_merged *merged;
     uint8_t *out;
 } fl_convert_job;
 
@@ -71,6 +73,20 @@ static void fl_read_row(fl_dtype from, const uint8_t *row, size_t n, float *x) {
     }
 }
 
+/* x += row `row` of what the adapters add. */
+static void fl_merge_row(const fl_merged *merged, size_t row, size_t n, float *x) {
+    for (size_t i = 0; i < merged->n; i++) {
+        const fl_low_rank *l = &merged->adapters[i].low_ranks[merged->index];
+        for (uint32_t k = 0; k < l->rank; k++) {
+            const float *a = l->a + k * fl_padded(n);
+            float b = l->b[row * fl_padded(l->rank) + k];
+            for (size_t c = 0; c < n; c++) {
+                x[c] += b * a[c];
+            }
+        }
+    }
+}
+
 /* The rows of a panel. */
 static void fl_convert_task(void *context, size_t task, size_t slot) {
     const fl_convert_job *j = context;
@@ -80,13 +96,14 @@ static void fl_convert_task(void *context, size_t task, size_t slot) {
     float *x = (float *)(void *)(j->c->slots + slot * j->c->slot_bytes);
     uint8_t *rows = (uint8_t *)(x + fl_slot_floats(j->n_cols));
     uint8_t *out = j->out + fl_matrix_bytes(j->to, first, j->n_cols);
-    if (j->from == j->to) {
+    if (j->from == j->to && j->merged->n == 0) {
         fl_pack(j->to, in, n, j->n_cols, out);
         return;
     }
     memset(x + j->n_cols, 0, (fl_slot_floats(j->n_cols) - j->n_cols) * sizeof *x);
     for (size_t r = 0; r < n; r++) {
         fl_read_row(j->from, in + r * in_bytes, j->n_cols, x);
+        fl_merge_row(j->merged, j->first + first + r, j->n_cols, x);
         if (fl_is_packed(j->to)) {
             fl_quantise_row(j->to, x, j->n_cols, rows + r * row_bytes);
         } else {
@@ -113,12 +130,14 @@ FL_LOCAL folollm_status fl_read_rows(const fl_rows_in_file *rows, size_t first, 
 }
 
 FL_LOCAL folollm_status fl_convert(fl_converter *c, const fl_rows_in_file *rows, fl_dtype from, size_t n_rows,
-                                   size_t n_cols, fl_dtype to, void *out, folollm_error *error) {
+                                   size_t n_cols, const fl_merged *merged, fl_dtype to, void *out,
+                                   folollm_error *error) {
     size_t most = c->raw_bytes / rows->row_bytes / FL_PANEL * FL_PANEL;
     for (size_t first = 0; first < n_rows; first += most) {
         size_t n = fl_min(n_rows - first, most);
         FL_TRY(fl_read_rows(rows, first, n, c->raw, error));
-        fl_convert_job job = {c, from, to, n, n_cols, (uint8_t *)out + fl_matrix_bytes(to, first, n_cols)};
+        fl_convert_job job = {c, from, to, first, n, n_cols, merged,
+                              (uint8_t *)out + fl_matrix_bytes(to, first, n_cols)};
         fl_pool_run(c->pool, fl_div_up(n, FL_PANEL), fl_convert_task, &job);
     }
     return FOLOLLM_OK;

@@ -3,6 +3,7 @@
 #define FL_CONVERT_H
 
 #include "base/pool.h"
+#include "model/adapter.h"
 #include "ops/packed.h"
 
 typedef struct fl_converter {
@@ -33,9 +34,17 @@ typedef struct fl_rows_in_file {
 FL_LOCAL folollm_status fl_read_rows(const fl_rows_in_file *rows, size_t first, size_t n_rows, void *out,
                                      folollm_error *error);
 
+/* What is added to a matrix before it becomes what it will be. */
+typedef struct fl_merged {
+    const fl_adapter *adapters;
+    size_t n;     /* 0: nothing */
+    size_t index; /* of their low_ranks */
+} fl_merged;
+
 /* (n_rows, n_cols) of a plain type, or rows of blocks -> fl_matrix_bytes of `to` at out. Blocks of the type they
- * already have keep their bits. */
+ * already have keep their bits, unless something is added. */
 FL_LOCAL folollm_status fl_convert(fl_converter *c, const fl_rows_in_file *rows, fl_dtype from, size_t n_rows,
-                                   size_t n_cols, fl_dtype to, void *out, folollm_error *error);
+                                   size_t n_cols, const fl_merged *merged, fl_dtype to, void *out,
+                                   folollm_error *error);
 
 #endif

@@ -33,25 +33,26 @@ static bool fl_runner_one(const fl_weights *w, fl_backend *backend, const fl_act
     const fl_ops *ops = backend->ops;
     const fl_layer *l = &w->layers[f->layer];
     float epsilon = w->config.norm_epsilon;
-    size_t n = f->batch.n_rows, of, part;
+    const fl_batch *batch = &f->batch;
+    size_t of, part;
     switch (f->op) {
-    case FL_OP_QKV: ops->norm_qkv(backend, n, a->x, l->attention_norm, epsilon, &l->qkv, a->qkv); return true;
+    case FL_OP_QKV: ops->norm_qkv(backend, batch, a->x, l->attention_norm, epsilon, &l->qkv, a->qkv); return true;
     case FL_OP_ROPE:
-        ops->rope_store(backend, &l->attention, &f->batch, a->angles, kv, f->layer, a->qkv);
+        ops->rope_store(backend, &l->attention, batch, a->angles, kv, f->layer, a->qkv);
         return true;
     case FL_OP_ATTEND:
         of = l->attention.n_kv_heads;
         part = fl_min(slice.kv_heads, of - f->at);
-        ops->attend(backend, &l->attention, &f->batch, kv, f->layer, f->at, part, a->qkv, a->attended);
+        ops->attend(backend, &l->attention, batch, kv, f->layer, f->at, part, a->qkv, a->attended);
         f->at += part;
         return f->at == of;
-    case FL_OP_OUT: ops->project_add(backend, n, a->attended, &l->o, a->x); return true;
-    case FL_OP_GATE_UP: ops->norm_gate_up(backend, n, a->x, l->mlp_norm, epsilon, &l->gate_up, a->h); return true;
-    case FL_OP_DOWN: ops->project_add(backend, n, a->h, &l->down, a->x); return true;
+    case FL_OP_OUT: ops->project_add(backend, batch, a->attended, &l->o, a->x); return true;
+    case FL_OP_GATE_UP: ops->norm_gate_up(backend, batch, a->x, l->mlp_norm, epsilon, &l->gate_up, a->h); return true;
+    case FL_OP_DOWN: ops->project_add(backend, batch, a->h, &l->down, a->x); return true;
     default:
         of = w->head.n_rows;
         part = fl_min(slice.head_rows, of - f->at);
-        ops->norm_head(backend, &f->batch, a->x, w->final_norm, epsilon, &w->head, f->at, part, f->logits);
+        ops->norm_head(backend, batch, a->x, w->final_norm, epsilon, &w->head, f->at, part, f->logits);
         f->at += part;
         return f->at == of;
     }

@@ -164,14 +164,14 @@ static folollm_status fl_bind_copy(fl_binder *b, const fl_tensor *t) {
 }
 
 static folollm_status fl_bind_convert(fl_binder *b, fl_role role, const fl_tensor *t, size_t n_rows, size_t n_cols,
-                                      fl_dtype type) {
+                                      const fl_merged *merged, fl_dtype type) {
     size_t bytes = fl_matrix_bytes(type, n_rows, n_cols);
     fl_rows_in_file rows = fl_bind_rows(b, t, role, n_cols);
     void *matrix = fl_alloc_raw(b->memory, bytes);
     if (matrix == NULL) {
         return fl_no_memory(b->error, "a converted tensor", bytes);
     }
-    folollm_status status = fl_convert(b->converter, &rows, t->type, n_rows, n_cols, type, matrix, b->error);
+    folollm_status status = fl_convert(b->converter, &rows, t->type, n_rows, n_cols, merged, type, matrix, b->error);
     if (status == FOLOLLM_OK) {
         status = fl_tensors_out_data(b->out, matrix, bytes, b->error);
     }
@@ -181,13 +181,13 @@ static folollm_status fl_bind_convert(fl_binder *b, fl_role role, const fl_tenso
 
 /* A tensor to b->out, as type. */
 static folollm_status fl_bind_write(fl_binder *b, fl_role role, const fl_tensor *t, size_t n_rows, size_t n_cols,
-                                    fl_dtype type, bool packed) {
+                                    const fl_merged *merged, fl_dtype type, bool packed) {
     static const char *const names[] = {"F32", "F16", "BF16"};
     char name[128];
-    bool copy = packed || type == t->type;
+    bool copy = packed || (type == t->type && merged->n == 0);
     size_t n = fl_format(name, sizeof name, fl_role_names[role][0], (uint64_t)b->layer);
     if (!b->announce) {
-        return copy ? fl_bind_copy(b, t) : fl_bind_convert(b, role, t, n_rows, n_cols, type);
+        return copy ? fl_bind_copy(b, t) : fl_bind_convert(b, role, t, n_rows, n_cols, merged, type);
     }
     if (!fl_is_packed(type)) {
         return fl_tensors_out_announce(b->out, name, names[type], n_rows, n_cols,
@@ -205,8 +205,9 @@ static folollm_status fl_bind_vector(fl_binder *b, fl_role role, size_t n, const
     bool packed;
     FL_TRY(fl_bind_find(b, role, n, 0, &t, &type, &packed));
     if (b->out != NULL) {
+        const fl_merged nothing = {NULL, 0, 0};
         *out = NULL;
-        return fl_bind_write(b, role, t, n, 0, type, false);
+        return fl_bind_write(b, role, t, n, 0, &nothing, type, false);
     }
     float *v = fl_take(&b->w->arena, n, sizeof *v);
     if (v != NULL) {
@@ -240,12 +241,12 @@ static fl_dtype fl_bind_type(folollm_weights asked, fl_dtype stored, size_t n_co
 }
 
 /* A part's matrix where the file has it, or in the arena. */
-static folollm_status fl_bind_data(fl_binder *b, const fl_tensor *t, fl_role role, size_t n_cols, fl_part *part,
-                                   bool packed) {
+static folollm_status fl_bind_data(fl_binder *b, const fl_tensor *t, fl_role role, size_t n_cols,
+                                   const fl_merged *merged, fl_part *part, bool packed) {
     fl_weights *w = b->w;
     fl_rows_in_file rows = fl_bind_rows(b, t, role, n_cols);
     const uint8_t *map = rows.file->map;
-    bool as_it_is = packed || (part->type == t->type && !fl_is_packed(t->type));
+    bool as_it_is = packed || (part->type == t->type && !fl_is_packed(t->type) && merged->n == 0);
     size_t unit = packed ? 1 : fl_dtype_bytes(t->type);
     w->converts = w->converts || !as_it_is;
     if (as_it_is && map != NULL && rows.head_dim == 0 && ((uintptr_t)map + t->offset) % unit == 0) {
@@ -266,7 +267,17 @@ static folollm_status fl_bind_data(fl_binder *b, const fl_tensor *t, fl_role rol
         return fl_file_read(rows.file, rows.offset, data, bytes, b->error);
     }
     return as_it_is ? fl_read_rows(&rows, 0, part->n_rows, data, b->error)
-                    : fl_convert(b->converter, &rows, t->type, part->n_rows, n_cols, part->type, data, b->error);
+                    : fl_convert(b->converter, &rows, t->type, part->n_rows, n_cols, merged, part->type, data,
+                                 b->error);
+}
+
+/* What is merged into the next part of a matrix. */
+static fl_merged fl_bind_merged(const fl_binder *b, const fl_matrix *m, bool is_head) {
+    fl_merged merged = {b->w->merges, 0, m->low_rank + m->n_parts};
+    for (size_t i = 0; i < b->w->n_merges && !is_head; i++) {
+        merged.n = b->w->merges[i].low_ranks[merged.index].rank != 0 ? b->w->n_merges : merged.n;
+    }
+    return merged;
 }
 
 /* One more part of a matrix. */
@@ -276,19 +287,21 @@ static folollm_status fl_bind_part(fl_binder *b, fl_matrix *m, fl_role role, fl_
     fl_dtype stored;
     bool packed;
     FL_TRY(fl_bind_find(b, role, n_rows, n_cols, &t, &stored, &packed));
+    bool is_head = m == &b->w->embedding || m == &b->w->head;
+    fl_merged merged = fl_bind_merged(b, m, is_head);
     fl_part *part = &m->parts[m->n_parts++];
     m->n_rows += n_rows;
     m->n_cols = n_cols;
     part->n_rows = n_rows;
-    bool is_head = m == &b->w->embedding || m == &b->w->head;
     part->type = fl_bind_type(b->w->asked, stored, n_cols, is_head);
     b->w->types[part->type] = b->w->types[part->type] || !is_head || part->type == stored;
-    if (packed && part->type != stored) {
-        return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED, "%s: tensor %S is packed; it cannot become %s again",
+    if (packed && (part->type != stored || merged.n > 0)) {
+        return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED,
+                       "%s: tensor %S is packed; it cannot become %s again, and no adapter can be merged into it",
                        b->w->tensors.files[t->file].path, &t->name, fl_dtype_name(part->type));
     }
-    FL_TRY(b->out != NULL ? fl_bind_write(b, role, t, n_rows, n_cols, part->type, packed)
-                          : fl_bind_data(b, t, role, n_cols, part, packed));
+    FL_TRY(b->out != NULL ? fl_bind_write(b, role, t, n_rows, n_cols, &merged, part->type, packed)
+                          : fl_bind_data(b, t, role, n_cols, &merged, part, packed));
     if (bias != FL_ROLE_NONE) {
         FL_TRY(fl_bind_vector(b, bias, n_rows, &part->bias));
     }
@@ -300,6 +313,8 @@ static folollm_status fl_bind_attention(fl_binder *b, fl_layer *l) {
     size_t d = c->head_dim, q = c->n_heads * d, kv = c->n_kv_heads * d;
     fl_role q_bias = c->qkv_bias ? FL_ROLE_Q_BIAS : FL_ROLE_NONE, k_bias = c->qkv_bias ? FL_ROLE_K_BIAS : FL_ROLE_NONE;
     fl_role v_bias = c->qkv_bias ? FL_ROLE_V_BIAS : FL_ROLE_NONE, o_bias = c->o_bias ? FL_ROLE_O_BIAS : FL_ROLE_NONE;
+    l->qkv.low_rank = fl_low_rank_index(b->layer, FL_LINEAR_Q);
+    l->o.low_rank = fl_low_rank_index(b->layer, FL_LINEAR_O);
     FL_TRY(fl_bind_vector(b, FL_ROLE_ATTENTION_NORM, c->dim, &l->attention_norm));
     FL_TRY(fl_bind_part(b, &l->qkv, FL_ROLE_Q, q_bias, q, c->dim));
     FL_TRY(fl_bind_part(b, &l->qkv, FL_ROLE_K, k_bias, kv, c->dim));
@@ -324,6 +339,8 @@ static folollm_status fl_bind_mlp(fl_binder *b, fl_layer *l) {
     fl_role gate_bias = c->mlp_bias ? FL_ROLE_GATE_BIAS : FL_ROLE_NONE;
     fl_role up_bias = c->mlp_bias ? FL_ROLE_UP_BIAS : FL_ROLE_NONE;
     fl_role down_bias = c->mlp_bias ? FL_ROLE_DOWN_BIAS : FL_ROLE_NONE;
+    l->gate_up.low_rank = fl_low_rank_index(b->layer, FL_LINEAR_GATE);
+    l->down.low_rank = fl_low_rank_index(b->layer, FL_LINEAR_DOWN);
     FL_TRY(fl_bind_vector(b, FL_ROLE_MLP_NORM, c->dim, &l->mlp_norm));
     FL_TRY(fl_bind_part(b, &l->gate_up, FL_ROLE_GATE, gate_bias, c->ffn_dim, c->dim));
     FL_TRY(fl_bind_part(b, &l->gate_up, FL_ROLE_UP, up_bias, c->ffn_dim, c->dim));
@@ -393,10 +410,49 @@ static folollm_status fl_weights_are_all(const fl_weights *w, folollm_error *err
     return FOLOLLM_OK;
 }
 
+static void fl_weights_close_merges(fl_memory *m, fl_weights *w) {
+    for (size_t i = 0; w->merges != NULL && i < w->n_merges; i++) {
+        fl_adapter_close(m, &w->merges[i]);
+    }
+    fl_free(m, w->merges, w->n_merges * sizeof *w->merges);
+    w->merges = NULL;
+    w->n_merges = 0;
+}
+
+static folollm_status fl_weights_open_merges(fl_memory *m, fl_weights *w, const folollm_options *o,
+                                             folollm_error *error) {
+    if (o->n_merges == 0) {
+        return FOLOLLM_OK;
+    }
+    w->merges = fl_alloc(m, o->n_merges * sizeof *w->merges);
+    if (w->merges == NULL) {
+        return fl_no_memory(error, "adapters", o->n_merges * sizeof *w->merges);
+    }
+    w->n_merges = o->n_merges;
+    for (size_t i = 0; i < o->n_merges; i++) {
+        const folollm_merge *merge = &o->merges[i];
+        FL_TRY(fl_adapter_open(m, &w->merges[i], &w->config, merge->path, merge->scale, UINT32_MAX, error));
+        w->merged = fl_mix(w->merged ^ w->merges[i].fingerprint);
+    }
+    return FOLOLLM_OK;
+}
+
+/* Without what stays open on failure: see below. */
+static folollm_status fl_weights_check(fl_memory *m, fl_weights *w, const fl_gguf *gguf, const folollm_options *o,
+                                       folollm_error *error) {
+    if (w->is_gguf) {
+        FL_TRY(fl_config_of_gguf(&w->config, gguf, &w->tensors, error));
+    }
+    FL_TRY(fl_weights_open_merges(m, w, o, error));
+    FL_TRY(fl_bind_all(m, w, NULL, error));
+    return fl_weights_are_all(w, error);
+}
+
 FL_LOCAL folollm_status fl_weights_open(fl_memory *m, fl_weights *w, const char *directory, const fl_gguf *gguf,
-                                        bool copy, folollm_weights asked, folollm_error *error) {
+                                        const folollm_options *o, folollm_error *error) {
+    bool maps = o->copy_weights == 0 && o->weights == FOLOLLM_WEIGHTS_AS_STORED;
     memset(w, 0, sizeof *w);
-    w->asked = asked;
+    w->asked = o->weights;
     w->is_gguf = gguf != NULL;
     if (w->is_gguf) {
         FL_TRY(fl_gguf_tensors(gguf, &w->tensors, error));
@@ -404,16 +460,10 @@ FL_LOCAL folollm_status fl_weights_open(fl_memory *m, fl_weights *w, const char 
         FL_TRY(fl_config_read(m, &w->config, directory, error));
         FL_TRY(fl_tensors_open(m, &w->tensors, directory, error));
     }
-    for (size_t i = 0; i < w->tensors.n_files && !copy && asked == FOLOLLM_WEIGHTS_AS_STORED; i++) {
+    for (size_t i = 0; i < w->tensors.n_files && maps; i++) {
         fl_file_map(&w->tensors.files[i]);
     }
-    folollm_status status = w->is_gguf ? fl_config_of_gguf(&w->config, gguf, &w->tensors, error) : FOLOLLM_OK;
-    if (status == FOLOLLM_OK) {
-        status = fl_bind_all(m, w, NULL, error);
-    }
-    if (status == FOLOLLM_OK) {
-        status = fl_weights_are_all(w, error);
-    }
+    folollm_status status = fl_weights_check(m, w, gguf, o, error);
     if (status != FOLOLLM_OK) {
         fl_weights_close(m, w);
     }
@@ -426,8 +476,17 @@ static size_t fl_weights_columns(const fl_weights *w) {
     return fl_max(fl_max(c->dim, c->ffn_dim), (size_t)c->n_heads * c->head_dim);
 }
 
+FL_LOCAL uint64_t fl_weights_passing_bytes(const fl_weights *w) {
+    uint64_t bytes = fl_tensors_names_bytes(&w->tensors) + w->n_merges * sizeof *w->merges;
+    for (size_t i = 0; i < w->n_merges; i++) {
+        bytes += fl_arena_bytes(&w->merges[i].arena);
+    }
+    return bytes;
+}
+
 FL_LOCAL uint64_t fl_weights_temporary_bytes(const fl_weights *w, uint32_t n_threads) {
-    return w->converts ? fl_converter_bytes(fl_weights_columns(w), n_threads) : 0;
+    return fl_weights_passing_bytes(w) +
+           (w->converts ? fl_converter_bytes(fl_weights_columns(w), n_threads) : 0);
 }
 
 FL_LOCAL bool fl_weights_packed(const fl_weights *w) {
@@ -449,6 +508,7 @@ FL_LOCAL folollm_status fl_weights_load(fl_memory *m, fl_weights *w, uint32_t n_
         fl_converter_close(m, &converter);
         FL_TRY(status);
     }
+    fl_weights_close_merges(m, w);
     fl_tensors_forget_names(&w->tensors);
     return FOLOLLM_OK;
 }
@@ -503,7 +563,7 @@ static uint64_t fl_layer_fingerprint(const fl_layer *l, size_t dim, uint64_t h) 
 }
 
 FL_LOCAL uint64_t fl_weights_fingerprint(const fl_weights *w) {
-    uint64_t h = fl_mix(fl_bits_of_float(w->config.norm_epsilon));
+    uint64_t h = fl_mix(fl_bits_of_float(w->config.norm_epsilon)) ^ w->merged;
     h = fl_matrix_fingerprint(&w->head, fl_matrix_fingerprint(&w->embedding, h));
     h = fl_vector_fingerprint(w->final_norm, w->config.dim, h);
     for (uint32_t i = 0; i < w->config.n_layers; i++) {
@@ -514,5 +574,6 @@ FL_LOCAL uint64_t fl_weights_fingerprint(const fl_weights *w) {
 
 FL_LOCAL void fl_weights_close(fl_memory *m, fl_weights *w) {
     fl_arena_close(m, &w->arena);
+    fl_weights_close_merges(m, w);
     fl_tensors_close(&w->tensors);
 }

@@ -26,6 +26,9 @@ typedef struct fl_weights {
     const float *final_norm;   /* (dim) */
     fl_layer *layers;          /* (n_layers) */
     fl_arena arena;
+    fl_adapter *merges;  /* (n_merges) what becomes part of the matrices, until it has */
+    size_t n_merges;
+    uint64_t merged;     /* fingerprint of them; 0: none */
     uint64_t mapped_bytes, n_params, done_bytes, total_bytes;
     folollm_weights asked;      /* what matrices are to be */
     bool types[FL_DTYPE_COUNT]; /* which matrices have; a head that was converted does not count */
@@ -33,10 +36,11 @@ typedef struct fl_weights {
     bool converts;              /* is one of them packed, or of another type in its file? */
 } fl_weights;
 
-/* Read the headers of a directory, or of the file that gguf has read if that is not NULL; check every tensor against
- * the config, and count: w->arena holds what fl_weights_load will take. On failure nothing stays open. */
+/* Read the headers of a directory, or of the file that gguf has read if that is not NULL, and adapters of o->merges;
+ * check every tensor against the config, and count: w->arena holds what fl_weights_load will take. Of o, copy_weights
+ * and weights count, too. On failure nothing stays open. */
 FL_LOCAL folollm_status fl_weights_open(fl_memory *m, fl_weights *w, const char *directory, const fl_gguf *gguf,
-                                        bool copy, folollm_weights asked, folollm_error *error);
+                                        const folollm_options *o, folollm_error *error);
 
 /* After open: allocate, read or map. */
 FL_LOCAL folollm_status fl_weights_load(fl_memory *m, fl_weights *w, uint32_t n_threads, folollm_error *error);
@@ -46,7 +50,8 @@ FL_LOCAL folollm_status fl_weights_load(fl_memory *m, fl_weights *w, uint32_t n_
 FL_LOCAL folollm_status fl_weights_write(fl_memory *m, fl_weights *w, uint32_t n_threads, fl_tensors_out *out,
                                          folollm_error *error);
 
-/* What loading holds for its time beside what stays. */
+/* What is held from opening on until loading is over; and all that loading holds for its time beside what stays. */
+FL_LOCAL uint64_t fl_weights_passing_bytes(const fl_weights *w);
 FL_LOCAL uint64_t fl_weights_temporary_bytes(const fl_weights *w, uint32_t n_threads);
 
 /* Are there packed matrices? */

@@ -6,6 +6,7 @@
  * panel by panel, chunk by chunk, and multiplied with rows of integers, few or many:
  *
  *     slot scratch:  [ slabs | panel: FL_PANEL_OUTS x n_cols | tile: n_rows x outs | tile of the second part ]
+ *                    when a tile is there, the panel's place takes what an adapter adds to some rows of it
  *     in rope_store: [ integers | a row of the cache ]
  *     in attend:     [ queries | outputs | scores | K block | V block | their scales | maximum, sum, factor, scales and
  *                      sums of the queries ]
@@ -55,6 +56,9 @@ FL_LOCAL void fl_cpu_layout(fl_cpu_backend *cpu, fl_arena *arena, const fl_limit
     cpu->slot_floats = fl_lanes(fl_max(fl_product_floats(limits), fl_attention_floats(limits)));
     cpu->normed = fl_take(arena, limits->n_rows, fl_padded(limits->dim) * sizeof(float));
     cpu->scratch = fl_take(arena, n_slots, cpu->slot_floats * sizeof(float));
+    cpu->narrow_rows = limits->n_rows;
+    cpu->narrow_stride = fl_padded(limits->rank);
+    cpu->narrow = fl_take(arena, FL_PARTS_MAX * limits->n_rows, cpu->narrow_stride * sizeof(float));
     if (limits->packed) {
         cpu->integers = fl_take(arena, limits->n_rows, fl_div_up(fl_widest(limits), FL_CHUNK) * sizeof *cpu->integers);
     }
@@ -72,6 +76,7 @@ typedef struct fl_product {
     const fl_cpu_backend *cpu;
     const float *x; /* (n_rows, w->n_cols) padded */
     size_t n_rows;
+    const fl_batch *batch; /* whose adapters add to it; NULL: none does */
     const fl_matrix *w;
     fl_epilogue epilogue;
     float *y; /* (n_rows, y_stride) */
@@ -160,7 +165,58 @@ static void fl_product_opened(const fl_product *p, const fl_part *part, size_t f
     }
 }
 
-/* tile (n_rows, p->outs) = x times rows [first, first + n_outs) of a part, plus bias */
+/* ---- Adapters -- */
+
+static float *fl_narrow_row(const fl_cpu_backend *cpu, size_t part, size_t row) {
+    return cpu->narrow + (part * cpu->narrow_rows + row) * cpu->narrow_stride;
+}
+
+/* The a of one run's adapter with its rows, for one part. */
+static void fl_narrow_task(void *context, size_t task, size_t slot) {
+    const fl_product *p = context;
+    size_t part = task % p->w->n_parts, stride = fl_padded(p->w->n_cols);
+    const fl_run *run = &p->batch->runs[task / p->w->n_parts];
+    const fl_low_rank *l = run->low_ranks != NULL ? &run->low_ranks[p->w->low_rank + part] : NULL;
+    (void)slot;
+    if (l != NULL && l->rank != 0) {
+        float *y = fl_narrow_row(p->cpu, part, run->first_row);
+        memset(y, 0, run->n_rows * p->cpu->narrow_stride * sizeof *y); /* what stands behind the rank is read as well */
+        p->cpu->kernels->matmul(p->x + run->first_row * stride, stride, run->n_rows, l->a, stride, l->rank,
+                                fl_lanes(p->w->n_cols), y, p->cpu->narrow_stride);
+    }
+}
+
+static bool fl_has_adapters(const fl_batch *batch) {
+    bool has = false;
+    for (size_t i = 0; i < batch->n_runs; i++) {
+        has = has || batch->runs[i].low_ranks != NULL;
+    }
+    return has;
+}
+
+/* tile += b times what fl_narrow_task left for the part, outputs [first, first + n_outs); room: that of a panel. */
+static void fl_product_widen(const fl_product *p, size_t part, size_t first, size_t n_outs, float *room, float *tile) {
+    const fl_kernels *k = p->cpu->kernels;
+    size_t most = FL_PANEL_OUTS * fl_padded(p->w->n_cols) / p->outs;
+    for (size_t i = 0; i < p->batch->n_runs; i++) {
+        const fl_run *run = &p->batch->runs[i];
+        const fl_low_rank *l = run->low_ranks != NULL ? &run->low_ranks[p->w->low_rank + part] : NULL;
+        if (l == NULL || l->rank == 0) {
+            continue;
+        }
+        size_t stride = fl_padded(l->rank), end = run->first_row + run->n_rows;
+        for (size_t row = run->first_row; row < end; row += most) {
+            size_t n = fl_min(end - row, most);
+            k->matmul(fl_narrow_row(p->cpu, part, row), p->cpu->narrow_stride, n, l->b + first * stride, stride,
+                      n_outs, fl_lanes(l->rank), room, p->outs);
+            for (size_t r = 0; r < n; r++) {
+                k->add(room + r * p->outs, n_outs, tile + (row + r) * p->outs);
+            }
+        }
+    }
+}
+
+/* tile (n_rows, p->outs) = x times rows [first, first + n_outs) of a part, plus bias, plus what adapters add */
 static void fl_product_tile(const fl_product *p, const fl_part *part, size_t first, size_t n_outs, float *scratch,
                             float *tile) {
     size_t n = p->w->n_cols;
@@ -179,6 +235,9 @@ static void fl_product_tile(const fl_product *p, const fl_part *part, size_t fir
     }
     for (size_t r = 0; part->bias != NULL && r < p->n_rows; r++) {
         p->cpu->kernels->add(part->bias + first, n_outs, tile + r * p->outs);
+    }
+    if (p->batch != NULL) {
+        fl_product_widen(p, (size_t)(part - p->w->parts), first, n_outs, panel, tile);
     }
 }
 
@@ -230,6 +289,11 @@ static void fl_product_run(fl_product *p) {
     }
     for (size_t i = 0; i < n_parts; i++) {
         n_tasks += fl_div_up(p->w->parts[i].n_rows, p->outs);
+    }
+    if (p->batch != NULL && !fl_has_adapters(p->batch)) {
+        p->batch = NULL;
+    } else if (p->batch != NULL) {
+        fl_pool_run(p->cpu->pool, p->batch->n_runs * p->w->n_parts, fl_narrow_task, p);
     }
     fl_pool_run(p->cpu->pool, n_tasks, fl_product_task, p);
 }
@@ -289,29 +353,31 @@ static void fl_cpu_embed(fl_backend *b, const fl_matrix *table, const fl_batch *
     }
 }
 
-static void fl_cpu_norm_qkv(fl_backend *b, size_t n_rows, const float *x, const float *norm, float epsilon,
+static void fl_cpu_norm_qkv(fl_backend *b, const fl_batch *batch, const float *x, const float *norm, float epsilon,
                             const fl_matrix *w, float *qkv) {
     const fl_cpu_backend *cpu = fl_cpu_of(b);
-    fl_rows_job job = {.cpu = cpu, .x = x, .n_rows = n_rows, .norm = norm, .epsilon = epsilon};
+    size_t n = batch->n_rows;
+    fl_rows_job job = {.cpu = cpu, .x = x, .n_rows = n, .norm = norm, .epsilon = epsilon};
     fl_rows_run(&job, w);
-    fl_product p = {cpu, cpu->normed, n_rows, w, FL_EPILOGUE_STORE, qkv, fl_padded(w->n_rows), 0};
+    fl_product p = {cpu, cpu->normed, n, batch, w, FL_EPILOGUE_STORE, qkv, fl_padded(w->n_rows), 0};
     fl_product_run(&p);
 }
 
-static void fl_cpu_project_add(fl_backend *b, size_t n_rows, const float *in, const fl_matrix *w, float *x) {
+static void fl_cpu_project_add(fl_backend *b, const fl_batch *batch, const float *in, const fl_matrix *w, float *x) {
     const fl_cpu_backend *cpu = fl_cpu_of(b);
-    fl_rows_job job = {.cpu = cpu, .x = in, .n_rows = n_rows};
+    fl_rows_job job = {.cpu = cpu, .x = in, .n_rows = batch->n_rows};
     fl_rows_run(&job, w);
-    fl_product p = {cpu, in, n_rows, w, FL_EPILOGUE_ADD, x, fl_padded(w->n_rows), 0};
+    fl_product p = {cpu, in, batch->n_rows, batch, w, FL_EPILOGUE_ADD, x, fl_padded(w->n_rows), 0};
     fl_product_run(&p);
 }
 
-static void fl_cpu_norm_gate_up(fl_backend *b, size_t n_rows, const float *x, const float *norm, float epsilon,
-                                const fl_matrix *w, float *h) {
+static void fl_cpu_norm_gate_up(fl_backend *b, const fl_batch *batch, const float *x, const float *norm,
+                                float epsilon, const fl_matrix *w, float *h) {
     const fl_cpu_backend *cpu = fl_cpu_of(b);
-    fl_rows_job job = {.cpu = cpu, .x = x, .n_rows = n_rows, .norm = norm, .epsilon = epsilon};
+    size_t n = batch->n_rows;
+    fl_rows_job job = {.cpu = cpu, .x = x, .n_rows = n, .norm = norm, .epsilon = epsilon};
     fl_rows_run(&job, w);
-    fl_product p = {cpu, cpu->normed, n_rows, w, FL_EPILOGUE_GATE_UP, h, fl_padded(w->parts[0].n_rows), 0};
+    fl_product p = {cpu, cpu->normed, n, batch, w, FL_EPILOGUE_GATE_UP, h, fl_padded(w->parts[0].n_rows), 0};
     fl_product_run(&p);
 }
 
@@ -325,7 +391,7 @@ static void fl_cpu_norm_head(fl_backend *b, const fl_batch *batch, const float *
     rows.n_rows = rows.parts[0].n_rows = n;
     size_t before = fl_matrix_bytes(rows.parts[0].type, first, head->n_cols);
     rows.parts[0].data = (const uint8_t *)head->parts[0].data + before;
-    fl_product p = {cpu, cpu->normed, batch->n_wanted, &rows, FL_EPILOGUE_STORE, logits + first, head->n_rows, 0};
+    fl_product p = {cpu, cpu->normed, batch->n_wanted, NULL, &rows, FL_EPILOGUE_STORE, logits + first, head->n_rows, 0};
     fl_product_run(&p);
 }
 

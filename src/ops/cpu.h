@@ -12,6 +12,8 @@ typedef struct fl_cpu_backend {
     uint32_t n_slots;
     size_t ahead;    /* bytes by which weights are prefetched */
     float *normed;   /* (n_rows, dim) padded */
+    float *narrow;   /* (FL_PARTS_MAX, n_rows, rank) padded: rows times the a of their adapters */
+    size_t narrow_rows, narrow_stride;
     fl_chunk8 *integers; /* (chunks, rows of the batch) of the rows that meet packed weights */
     bool float_activations; /* packed weights are multiplied as floats, with floats */
     float *scratch;  /* (n_slots, slot_floats) */

@@ -33,17 +33,28 @@ typedef struct fl_part {
     const float *bias; /* (n_rows), or NULL */
 } fl_part;
 
+#define FL_PARTS_MAX 3
+
 typedef struct fl_matrix {
     size_t n_rows, n_cols; /* n_rows: of all parts */
     uint32_t n_parts;
-    fl_part parts[3];
+    fl_part parts[FL_PARTS_MAX];
+    size_t low_rank; /* index of its first part in fl_run.low_ranks */
 } fl_matrix;
+
+/* What an adapter adds to a part: y += b (a x) (LoRA; Hu et al., 2021). */
+typedef struct fl_low_rank {
+    uint32_t rank;  /* 0: nothing */
+    const float *a; /* (rank, n_cols) padded */
+    const float *b; /* (n_rows, rank) padded, the adapter's scale in it */
+} fl_low_rank;
 
 /* Consecutive rows of a batch that are consecutive tokens of one sequence. */
 typedef struct fl_run {
     size_t first_row, n_rows;
     uint32_t position;     /* of the first row */
     const uint32_t *pages; /* the sequence's page table */
+    const fl_low_rank *low_ranks; /* of its adapter, for every part of every layer; NULL: it has none */
 } fl_run;
 
 typedef struct fl_batch {
@@ -121,6 +132,7 @@ typedef struct fl_limits {
     size_t n_rows; /* of a batch */
     size_t dim, qkv_dim, attention_dim, ffn_dim, head_dim, group; /* group: query heads per kv head */
     bool packed; /* are there packed weights? */
+    size_t rank; /* of adapters */
 } fl_limits;
 
 /* n in whole vectors. */
@@ -136,12 +148,13 @@ FL_INLINE size_t fl_padded(size_t n) {
 
 typedef struct fl_backend fl_backend;
 
-/* Activations are float; (n_rows, n) means a stride of fl_padded(n) and zeros after the n. No entry allocates. */
+/* Activations are float; (n_rows, n) means a stride of fl_padded(n) and zeros after the n. n_rows are those of the
+ * batch, and x W^T stands for the product and what the adapters of its runs add to it. No entry allocates. */
 typedef struct fl_ops {
     /* x (n_rows, dim) = rows of table */
     void (*embed)(fl_backend *b, const fl_matrix *table, const fl_batch *batch, float *x);
     /* qkv (n_rows, qkv_dim) = RMSNorm(x) W^T + bias */
-    void (*norm_qkv)(fl_backend *b, size_t n_rows, const float *x, const float *norm, float epsilon,
+    void (*norm_qkv)(fl_backend *b, const fl_batch *batch, const float *x, const float *norm, float epsilon,
                      const fl_matrix *w, float *qkv);
     /* In qkv: RMSNorm per head of q and k, then rotation by angles (n_rows, head_dim): cosines, then sines, of each
      * half; k and v into their slots. Rotate-half pairs: (i, i + head_dim / 2). */
@@ -152,12 +165,12 @@ typedef struct fl_ops {
     void (*attend)(fl_backend *b, const fl_attention *a, const fl_batch *batch, const fl_kv *kv, size_t layer,
                    size_t kv_head, size_t n, const float *qkv, float *out);
     /* x (n_rows, w.n_rows) += in (n_rows, w.n_cols) W^T + bias */
-    void (*project_add)(fl_backend *b, size_t n_rows, const float *in, const fl_matrix *w, float *x);
+    void (*project_add)(fl_backend *b, const fl_batch *batch, const float *in, const fl_matrix *w, float *x);
     /* h (n_rows, ffn_dim) = silu(g) * u, with [g, u] = RMSNorm(x) W^T + bias */
-    void (*norm_gate_up)(fl_backend *b, size_t n_rows, const float *x, const float *norm, float epsilon,
+    void (*norm_gate_up)(fl_backend *b, const fl_batch *batch, const float *x, const float *norm, float epsilon,
                          const fl_matrix *w, float *h);
-    /* logits (n_wanted, head.n_rows), not padded = RMSNorm(x of the wanted rows) W^T; only the n columns from `first`
-     * on, a multiple of 2 * FL_LANES */
+    /* logits (n_wanted, head.n_rows), not padded = RMSNorm(x of the wanted rows) W^T, without adapters; only the n
+     * columns from `first` on, a multiple of 2 * FL_LANES */
     void (*norm_head)(fl_backend *b, const fl_batch *batch, const float *x, const float *norm, float epsilon,
                       const fl_matrix *head, size_t first, size_t n, float *logits);
     /* *max of x (n), *sum of exp(x - *max); false if any of x is not finite */
