@@ -12,7 +12,7 @@ typedef struct fl_cpu_backend {
     uint32_t n_slots;
     size_t ahead;    /* bytes by which weights are prefetched */
     float *normed;   /* (n_rows, dim) padded */
-    fl_chunk8 *integers; /* (chunks, rows of the batch) of the rows that meet packed weights */
+    fl_chunk8 *integers; /* (orders, chunks, rows of the batch) of the rows that meet packed weights */
     bool float_activations; /* packed weights are multiplied as floats, with floats */
     float *scratch;  /* (n_slots, slot_floats) */
     size_t slot_floats;

@@ -31,6 +31,8 @@ typedef struct fl_part {
     size_t n_rows;
     fl_dtype type;
     const float *bias; /* (n_rows), or NULL */
+    const uint32_t *order; /* (n_cols) of a packed part: which column of the input the i-th is; NULL: the i-th. Equal
+                              ones are one */
 } fl_part;
 
 typedef struct fl_matrix {
@@ -121,6 +123,7 @@ typedef struct fl_limits {
     size_t n_rows; /* of a batch */
     size_t dim, qkv_dim, attention_dim, ffn_dim, head_dim, group; /* group: query heads per kv head */
     bool packed; /* are there packed weights? */
+    bool ordered; /* with columns in an order of their own? */
 } fl_limits;
 
 /* n in whole vectors. */
