@@ -26,7 +26,8 @@ FLOORS = [
              "tokenizer_gguf.c"),
     ("ops", "ops.h packed.h packed.c kernels.h vec_scalar.h vec_avx2.h vec_avx512.h vec_neon.h packed.inc dots.inc "
             "kernels.inc kernels.c cpu.h cpu.c"),
-    ("model", "config.h config.c config_gguf.h config_gguf.c adapter.h adapter.c rope.h rope.c convert.h convert.c weights.h weights.c "
+    ("model", "config_quantised.h config_quantised.c config.h config.c config_gguf.h config_gguf.c adapter.h adapter.c "
+              "rope.h rope.c quantised.h quantised.c convert.h convert.c weights.h weights.c "
               "generation.h generation.c runner.h runner.c"),
     ("engine", "pages.h pages.c sampler.h sampler.c stream.h stream.c worker.h worker.c adapters.h adapters.c sequences.h sequences.c "
                "executor.h executor.c scheduler.h scheduler.c driver.h driver.c snapshot.h snapshot.c"),

@@ -234,7 +234,9 @@ typedef struct folollm_memory {
 typedef struct folollm_info {
     char architecture[32]; /* model_type of config.json, general.architecture of GGUF (mistral is llama there) */
     char weights[8];       /* "bf16", "f16", "f32", "q8", "q8_row", "q4", "q4_k", "q5_k", "q6_k", as options.weights
-                              or as stored; "mixed" if stored so */
+                              or as stored; "q4_zero"; "mixed" if stored so */
+    char quantised[96];    /* how a quantised directory holds its matrices and what they are computed as:
+                              "gptq, 4 bits, groups of 128: q4", ", rounded" behind it if not as they are; or "" */
     char kernels[8];       /* "scalar", "avx2", "avx512", "neon" */
     char chat_format[16];  /* "chatml", "llama3", "mistral", or "" when the template is none of these */
     uint64_t n_params;     /* numbers in the checkpoint's bound tensors; a tied head counts once */
@@ -269,8 +271,11 @@ FOLOLLM_API folollm_status folollm_plan(const char *path, const folollm_options 
 
 /* Open a checkpoint: config.json, model.safetensors (or shards with model.safetensors.index.json),
  * tokenizer.json, tokenizer_config.json, generation_config.json, chat_template.jinja. Or a GGUF file, the first if it
- * is split; its name ends in .gguf or, without file hooks, its first bytes say so. Everything is checked before the
- * first weight is read. *out is set only on success and is freed with folollm_free. */
+ * is split; its name ends in .gguf or, without file hooks, its first bytes say so. Matrices that a directory holds
+ * quantised (gptq, awq, compressed-tensors, fp8, bitsandbytes: README says which) keep their integers where a packed
+ * type has room for them, and become the nearest type otherwise; q4_zero is one of 4 bits with a scale and a zero point
+ * for 32, which nothing else becomes. Everything is checked before the first weight is read, but for what quantised
+ * tensors hold. *out is set only on success and is freed with folollm_free. */
 FOLOLLM_API folollm_status folollm_load(const char *path, const folollm_options *options, folollm **out,
                                         folollm_error *error);
 
@@ -278,7 +283,8 @@ FOLOLLM_API folollm_status folollm_load(const char *path, const folollm_options 
  * to the host, front to back: write gets the next n_bytes and returns 0, or else this call fails with FOLOLLM_E_IO.
  * Beside the directory's other files this is a checkpoint that loads without converting anything. Matrices of 8 bits
  * and less are tensors NAME.TYPE of bytes, packed as the kernels read them, and used where they lie when mapped. Of
- * options, host, n_threads and weights count. Holds one tensor at a time. */
+ * options, host, n_threads and weights count. Columns in an order of their own (act-order) are not written as they are:
+ * FOLOLLM_E_UNSUPPORTED, another type must be asked for. Holds one tensor at a time. */
 FOLOLLM_API folollm_status folollm_quantize(const char *path, const folollm_options *options,
                                             int (*write)(void *user, const void *bytes, size_t n_bytes), void *user,
                                             folollm_error *error);

@@ -1878,6 +1878,9 @@ static void print_model(const folollm_info *i)
 {
     printf("%-16s%s\n", "architecture", i->architecture);
     printf("%-16s%s\n", "weights", i->weights);
+    if (i->quantised[0] != 0) {
+        printf("%-16s%s\n", "quantised", i->quantised);
+    }
     printf("%-16s%s\n", "chat format", i->chat_format[0] != '\0' ? i->chat_format : "none that is known");
     print_count("parameters", i->n_params);
     print_count("layers", i->n_layers);

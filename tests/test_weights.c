@@ -15,7 +15,7 @@
 #define LENGTH 100
 #define WIDE 1024 /* most columns of a product here */
 
-static const fl_dtype types[] = {FL_Q8_0, FL_Q8_ROW, FL_Q4_0, FL_Q4_K, FL_Q5_K, FL_Q6_K};
+static const fl_dtype types[] = {FL_Q8_0, FL_Q8_ROW, FL_Q4_0, FL_Q4_K, FL_Q5_K, FL_Q6_K, FL_Q4_ZERO};
 
 static uint64_t random_state = 1;
 
@@ -49,8 +49,29 @@ static void decode_row(fl_dtype type, const uint8_t *row, size_t n_cols, float *
         }
         return;
     }
+    for (size_t i = 0; type == FL_Q4_ZERO && i < n_cols; i++) {
+        const uint8_t *unit = row + i / 32 * 19, byte = unit[3 + i % 16];
+        uint16_t half;
+        memcpy(&half, unit, sizeof half);
+        y[i] = (float)((i % 32 < 16 ? byte & 15 : byte >> 4) - unit[2]) * fl_float_of_f16(half) + 0.0f; /* no -0 */
+    }
+    if (type == FL_Q4_ZERO) {
+        return;
+    }
     fl_dequantise(type, row, fl_div_up(n_cols, fl_block_numbers(type)) * fl_block_numbers(type), all);
     memcpy(y, all, n_cols * sizeof *y);
+}
+
+/* Random bits; with `wild` zero points that no file has, too. */
+static void make_zero_row(size_t n_cols, bool wild, uint8_t *row) {
+    for (size_t u = 0; u < fl_units(n_cols); u++, row += 19) {
+        uint16_t scale = fl_f16_of_float(wild ? random_float() : 0.1f + (float)random_below(100) / 100);
+        memcpy(row, &scale, sizeof scale);
+        row[2] = (uint8_t)random_below(wild ? 128 : 17);
+        for (size_t i = 3; i < 19; i++) {
+            row[i] = (uint8_t)random_below(256);
+        }
+    }
 }
 
 /* Random numbers, or with `wild` random bytes under scales that are finite: every bit pattern of a block. */
@@ -67,6 +88,11 @@ static matrix make_matrix(fl_dtype type, size_t n_rows, size_t n_cols, bool wild
             uint8_t *row = rows + r * row_bytes;
             for (size_t i = 0; i < n_cols; i++) {
                 x[i] = random_float() * (random_below(50) == 0 ? 5 : 1);
+            }
+            if (type == FL_Q4_ZERO) {
+                make_zero_row(n_cols, wild, row);
+                decode_row(type, row, n_cols, w.plain + (first + r) * n_cols);
+                continue;
             }
             fl_quantise_row(type, x, n_cols, row);
             for (size_t i = 0; wild && i < row_bytes; i++) {
@@ -425,7 +451,7 @@ static void copy_values(const folollm *packed, folollm *plain) {
             CHECK(fl_is_packed(s->parts[p].type) && t->parts[p].type == FL_F32);
             for (size_t row = 0; row < s->parts[p].n_rows; row++) {
                 float *y = (float *)(uintptr_t)t->parts[p].data + row * s->n_cols;
-                fl_open_rows(&packed->worker.cpu, s->parts[p].type, s->parts[p].data, s->n_cols, row, 1, slab, y, 0);
+                fl_open_rows(&packed->worker.cpu, &s->parts[p], s->n_cols, row, 1, slab, y, 0);
             }
         }
     }

@@ -49,11 +49,20 @@ static const char *fl_weights_name(const fl_weights *w) {
     return n == 1 ? fl_dtype_name((fl_dtype)type) : "mixed";
 }
 
+/* "gptq, 4 bits, groups of 128: q4" */
+static void fl_info_quantised(const fl_weights *w, char *text, size_t room) {
+    if (w->quantised_loss != NULL) {
+        size_t n = fl_quantisation_text(&w->config.quantised, text, room);
+        fl_format(text + n, room - n, ": %s%s", fl_dtype_name(w->quantised_type), w->quantised_loss);
+    }
+}
+
 static void fl_info_model(const folollm *f, folollm_info *info) {
     const fl_weights *w = &f->checkpoint->weights;
     const fl_config *c = &w->config;
     fl_copy_name(info->architecture, sizeof info->architecture, c->architecture);
     fl_copy_name(info->weights, sizeof info->weights, fl_weights_name(w));
+    fl_info_quantised(w, info->quantised, sizeof info->quantised);
     fl_copy_name(info->kernels, sizeof info->kernels, f->settings.kernels->name);
     info->n_params = w->n_params;
     info->n_layers = c->n_layers;

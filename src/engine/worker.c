@@ -5,6 +5,7 @@ FL_LOCAL void fl_worker_layout(fl_worker *w, const fl_weights *weights, const fl
     fl_limits limits = fl_runner_limits(c, o->n_rows);
     limits.packed = fl_weights_packed(weights);
     limits.rank = o->rank;
+    limits.ordered = weights->ordered;
     w->weights = weights;
     fl_cpu_layout(&w->cpu, &w->scratch, &limits, o->n_threads);
     fl_activations_layout(&w->activations, &w->scratch, &limits);

@@ -14,6 +14,7 @@ typedef enum fl_dtype {
     FL_Q4_K,
     FL_Q5_K,
     FL_Q6_K,
+    FL_Q4_ZERO, /* 4 bits, a scale and a zero point for 32: packed.h */
     FL_DTYPE_COUNT,
     FL_DTYPE_OTHER = FL_DTYPE_COUNT /* in a file: named, sized, but nothing computes with it */
 } fl_dtype;

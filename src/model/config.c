@@ -81,10 +81,6 @@ static folollm_status fl_config_architecture(fl_config_reader *r) {
         return fl_fail(r->error, FOLOLLM_E_UNSUPPORTED,
                        "%s: \"model_type\" is %S; known are qwen3, qwen2, llama and mistral", r->doc->name, &found);
     }
-    if (fl_config_has(r, "quantization_config") && !fl_config_is_null(r, "quantization_config")) {
-        return fl_config_bad(r, FOLOLLM_E_UNSUPPORTED, "quantization_config",
-                             "quantised checkpoints are not read here");
-    }
     uint32_t activation = fl_json_get(r->doc, 0, "hidden_act");
     if (activation != FL_JSON_NONE && !fl_json_is(r->doc, activation, "silu")) {
         return fl_config_bad(r, FOLOLLM_E_UNSUPPORTED, "hidden_act", "only \"silu\" is computed here");
@@ -321,19 +317,41 @@ static folollm_status fl_config_fill(fl_config *c, const fl_json *doc, folollm_e
     FL_TRY(fl_config_shapes(&r));
     FL_TRY(fl_config_windows(&r));
     FL_TRY(fl_config_rope(&r));
+    if (fl_config_has(&r, "quantization_config") && !fl_config_is_null(&r, "quantization_config")) {
+        FL_TRY(fl_quantisation_read(&c->quantised, doc, fl_json_get(doc, 0, "quantization_config"), error));
+    }
     return fl_config_settle(c, doc->name, error);
 }
 
-FL_LOCAL folollm_status fl_config_read(fl_memory *m, fl_config *c, const char *directory, folollm_error *error) {
+static folollm_status fl_config_fill_quantised(fl_config *c, const fl_json *doc, folollm_error *error) {
+    return fl_quantisation_read(&c->quantised, doc, 0, error);
+}
+
+/* found: NULL, or the file may be missing. */
+static folollm_status fl_config_file(fl_memory *m, fl_config *c, const char *directory, const char *name, bool *found,
+                                     folollm_status (*fill)(fl_config *c, const fl_json *doc, folollm_error *error),
+                                     folollm_error *error) {
     fl_str text;
     fl_json doc;
-    memset(c, 0, sizeof *c);
-    FL_TRY(fl_file_slurp(m, directory, "config.json", FL_CONFIG_MAX_BYTES, NULL, &text, error));
-    folollm_status status = fl_json_parse(m, &doc, "config.json", text, error);
+    FL_TRY(fl_file_slurp(m, directory, name, FL_CONFIG_MAX_BYTES, found, &text, error));
+    if (found != NULL && !*found) {
+        return FOLOLLM_OK;
+    }
+    folollm_status status = fl_json_parse(m, &doc, name, text, error);
     if (status == FOLOLLM_OK) {
-        status = fl_config_fill(c, &doc, error);
+        status = fill(c, &doc, error);
         fl_json_free(m, &doc);
     }
     fl_free(m, (void *)(uintptr_t)text.at, text.n);
     return status;
+}
+
+FL_LOCAL folollm_status fl_config_read(fl_memory *m, fl_config *c, const char *directory, folollm_error *error) {
+    bool found;
+    memset(c, 0, sizeof *c);
+    FL_TRY(fl_config_file(m, c, directory, "config.json", NULL, fl_config_fill, error));
+    if (c->quantised.format != FL_QUANT_NONE) {
+        return FOLOLLM_OK;
+    }
+    return fl_config_file(m, c, directory, "quantize_config.json", &found, fl_config_fill_quantised, error);
 }

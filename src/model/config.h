@@ -3,7 +3,7 @@
 #ifndef FL_CONFIG_H
 #define FL_CONFIG_H
 
-#include "base/memory.h"
+#include "model/config_quantised.h"
 
 #define FL_LAYERS_MAX 1024u
 
@@ -40,9 +40,11 @@ typedef struct fl_config {
     uint32_t window;                       /* keys that a sliding layer sees; 0: none slides */
     uint32_t sliding[FL_LAYERS_MAX / 32];  /* bit per layer */
     fl_rope_config rope;
+    fl_quantisation quantised;
 } fl_config;
 
-/* Read and check directory/config.json. FOLOLLM_E_UNSUPPORTED names what is not computed here. */
+/* Read and check directory/config.json, and quantize_config.json if only that says how matrices are quantised.
+ * FOLOLLM_E_UNSUPPORTED names what is not computed here. */
 FL_LOCAL folollm_status fl_config_read(fl_memory *m, fl_config *c, const char *directory, folollm_error *error);
 
 /* Check what has been read from the file `name`, whoever read it, and work out max_context. */

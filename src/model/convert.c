@@ -7,29 +7,29 @@ static size_t fl_slot_floats(size_t n_cols) {
     return fl_units(n_cols) * FL_UNIT + FL_CHUNK;
 }
 
-static void fl_converter_layout(fl_converter *c, size_t n_cols, uint32_t n_threads) {
+static void fl_converter_layout(fl_converter *c, size_t n_cols, size_t quantised_bytes, uint32_t n_threads) {
     size_t row_bytes = sizeof(float) + fl_slot_floats(n_cols) / FL_UNIT * 34; /* of the widest packed type */
     c->arena.raw = true;
-    c->raw_bytes = fl_max(FL_CONVERT_BYTES, FL_PANEL * sizeof(float) * n_cols);
+    c->raw_bytes = fl_max(fl_max(FL_CONVERT_BYTES, FL_PANEL * sizeof(float) * n_cols), quantised_bytes);
     c->slot_bytes = fl_lanes(fl_slot_floats(n_cols) + FL_PANEL * row_bytes / sizeof(float) + 1) * sizeof(float);
     c->raw = fl_take(&c->arena, c->raw_bytes, 1);
     c->slots = fl_take(&c->arena, n_threads, c->slot_bytes);
 }
 
-FL_LOCAL uint64_t fl_converter_bytes(size_t n_cols, uint32_t n_threads) {
+FL_LOCAL uint64_t fl_converter_bytes(size_t n_cols, size_t quantised_bytes, uint32_t n_threads) {
     fl_converter c;
     memset(&c, 0, sizeof c);
-    fl_converter_layout(&c, n_cols, n_threads);
+    fl_converter_layout(&c, n_cols, quantised_bytes, n_threads);
     return (uint64_t)fl_arena_bytes(&c.arena) + fl_pool_bytes(n_threads);
 }
 
-FL_LOCAL folollm_status fl_converter_open(fl_memory *m, fl_converter *c, size_t n_cols, uint32_t n_threads,
-                                          folollm_error *error) {
+FL_LOCAL folollm_status fl_converter_open(fl_memory *m, fl_converter *c, size_t n_cols, size_t quantised_bytes,
+                                          uint32_t n_threads, folollm_error *error) {
     memset(c, 0, sizeof *c);
-    fl_converter_layout(c, n_cols, n_threads);
+    fl_converter_layout(c, n_cols, quantised_bytes, n_threads);
     folollm_status status = fl_arena_open(m, &c->arena, "converting the weights", error);
     if (status == FOLOLLM_OK) {
-        fl_converter_layout(c, n_cols, n_threads);
+        fl_converter_layout(c, n_cols, quantised_bytes, n_threads);
         status = fl_pool_open(m, n_threads, &c->pool, error);
     }
     if (status != FOLOLLM_OK) {
@@ -46,6 +46,7 @@ FL_LOCAL void fl_converter_close(fl_memory *m, fl_converter *c) {
 
 typedef struct fl_convert_job {
     const fl_converter *c;
+    const fl_quantised *quantised; /* what is in raw, or NULL: plain rows or rows of blocks of the type `from` */
     fl_dtype from, to;
     size_t first;          /* row of the matrix that raw begins with */
     size_t n_rows, n_cols; /* of what is in raw */
@@ -65,11 +66,17 @@ static void fl_convert_plain(fl_dtype to, const float *x, size_t n, uint8_t *out
     }
 }
 
-static void fl_read_row(fl_dtype from, const uint8_t *row, size_t n, float *x) {
-    if (fl_is_packed(from)) {
-        fl_dequantise(from, row, fl_div_up(n, fl_block_numbers(from)) * fl_block_numbers(from), x);
+/* A row of what is in raw, as floats. */
+static void fl_read_row(const fl_convert_job *j, size_t row, float *x) {
+    if (j->quantised != NULL) {
+        fl_quantised_floats(j->quantised, row, x);
+        return;
+    }
+    const uint8_t *from = j->c->raw + row * fl_row_bytes(j->from, j->n_cols);
+    if (fl_is_packed(j->from)) {
+        fl_dequantise(j->from, from, fl_div_up(j->n_cols, fl_block_numbers(j->from)) * fl_block_numbers(j->from), x);
     } else {
-        fl_to_float(from, row, n, x);
+        fl_to_float(j->from, from, j->n_cols, x);
     }
 }
 
@@ -91,18 +98,21 @@ static void fl_merge_row(const fl_merged *merged, size_t row, size_t n, float *x
 static void fl_convert_task(void *context, size_t task, size_t slot) {
     const fl_convert_job *j = context;
     size_t first = task * FL_PANEL, n = fl_min(j->n_rows - first, FL_PANEL);
-    size_t in_bytes = fl_row_bytes(j->from, j->n_cols), row_bytes = fl_row_bytes(j->to, j->n_cols);
-    const uint8_t *in = j->c->raw + first * in_bytes;
+    size_t row_bytes = fl_row_bytes(j->to, j->n_cols);
     float *x = (float *)(void *)(j->c->slots + slot * j->c->slot_bytes);
     uint8_t *rows = (uint8_t *)(x + fl_slot_floats(j->n_cols));
     uint8_t *out = j->out + fl_matrix_bytes(j->to, first, j->n_cols);
-    if (j->from == j->to && j->merged->n == 0) {
-        fl_pack(j->to, in, n, j->n_cols, out);
+    if (j->from == j->to && j->quantised == NULL && j->merged->n == 0) {
+        fl_pack(j->to, j->c->raw + first * row_bytes, n, j->n_cols, out);
         return;
     }
     memset(x + j->n_cols, 0, (fl_slot_floats(j->n_cols) - j->n_cols) * sizeof *x);
     for (size_t r = 0; r < n; r++) {
-        fl_read_row(j->from, in + r * in_bytes, j->n_cols, x);
+        if (j->from == j->to && j->merged->n == 0) {
+            fl_quantised_row(j->quantised, first + r, (uint8_t *)x, rows + r * row_bytes);
+            continue;
+        }
+        fl_read_row(j, first + r, x);
         fl_merge_row(j->merged, j->first + first + r, j->n_cols, x);
         if (fl_is_packed(j->to)) {
             fl_quantise_row(j->to, x, j->n_cols, rows + r * row_bytes);
@@ -136,9 +146,15 @@ FL_LOCAL folollm_status fl_convert(fl_converter *c, const fl_rows_in_file *rows,
     for (size_t first = 0; first < n_rows; first += most) {
         size_t n = fl_min(n_rows - first, most);
         FL_TRY(fl_read_rows(rows, first, n, c->raw, error));
-        fl_convert_job job = {c, from, to, first, n, n_cols, merged,
+        fl_convert_job job = {c, NULL, from, to, first, n, n_cols, merged,
                               (uint8_t *)out + fl_matrix_bytes(to, first, n_cols)};
         fl_pool_run(c->pool, fl_div_up(n, FL_PANEL), fl_convert_task, &job);
     }
     return FOLOLLM_OK;
+}
+
+FL_LOCAL void fl_convert_quantised(fl_converter *c, const fl_quantised *q, bool exact, const fl_merged *merged,
+                                   fl_dtype to, void *out) {
+    fl_convert_job job = {c, q, exact ? to : FL_DTYPE_OTHER, to, 0, q->n_rows, q->n_cols, merged, out};
+    fl_pool_run(c->pool, fl_div_up(q->n_rows, FL_PANEL), fl_convert_task, &job);
 }

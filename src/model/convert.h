@@ -4,23 +4,23 @@
 
 #include "base/pool.h"
 #include "model/adapter.h"
-#include "ops/packed.h"
+#include "model/quantised.h"
 
 typedef struct fl_converter {
     fl_pool *pool;
     fl_arena arena;   /* of raw and slots */
-    uint8_t *raw;     /* some rows as the file has them */
+    uint8_t *raw;     /* some rows as the file has them, or all tensors of a quantised matrix */
     uint8_t *slots;   /* (n_threads, slot_bytes) */
     size_t raw_bytes, slot_bytes;
 } fl_converter;
 
-/* Rows of at most n_cols, as plain or packed types. */
-FL_LOCAL folollm_status fl_converter_open(fl_memory *m, fl_converter *c, size_t n_cols, uint32_t n_threads,
-                                          folollm_error *error);
+/* Rows of at most n_cols, as plain or packed types; quantised matrices of at most quantised_bytes. */
+FL_LOCAL folollm_status fl_converter_open(fl_memory *m, fl_converter *c, size_t n_cols, size_t quantised_bytes,
+                                          uint32_t n_threads, folollm_error *error);
 FL_LOCAL void fl_converter_close(fl_memory *m, fl_converter *c);
 
 /* What a converter holds while it is open. */
-FL_LOCAL uint64_t fl_converter_bytes(size_t n_cols, uint32_t n_threads);
+FL_LOCAL uint64_t fl_converter_bytes(size_t n_cols, size_t quantised_bytes, uint32_t n_threads);
 
 /* Where a file has the rows of a matrix. head_dim 0: one after the other. Otherwise the rows of a head lie as they do
  * where neighbours are rotated with each other, 0, head_dim / 2, 1, head_dim / 2 + 1, ...; here i and i + head_dim / 2
@@ -46,5 +46,9 @@ typedef struct fl_merged {
 FL_LOCAL folollm_status fl_convert(fl_converter *c, const fl_rows_in_file *rows, fl_dtype from, size_t n_rows,
                                    size_t n_cols, const fl_merged *merged, fl_dtype to, void *out,
                                    folollm_error *error);
+
+/* The same of a quantised matrix that was read to c->raw; exact: its own integers, as the type that holds them. */
+FL_LOCAL void fl_convert_quantised(fl_converter *c, const fl_quantised *q, bool exact, const fl_merged *merged,
+                                   fl_dtype to, void *out);
 
 #endif

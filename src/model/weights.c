@@ -85,14 +85,46 @@ static const fl_tensor *fl_bind_packed(const fl_binder *b, fl_role role, char *n
     return t;
 }
 
-/* The tensor of this role with just this shape (n_cols 0: a vector), and the type of what is in it; packed: is it
- * already as it will lie in memory? */
-static folollm_status fl_bind_find(const fl_binder *b, fl_role role, size_t n_rows, size_t n_cols,
-                                   const fl_tensor **out, fl_dtype *type, bool *packed) {
+/* What the checkpoint has for a role. */
+typedef struct fl_found {
+    const fl_tensor *t; /* its tensor, or that of the integers of a quantised matrix */
+    fl_dtype type;      /* of what is in it */
+    bool packed;        /* is it already as it will lie in memory? */
+    bool is_quantised;
+    fl_quantised quantised;
+    fl_merged merged;   /* what is added to it */
+} fl_found;
+
+/* A quantised matrix; found->t stays NULL if the module is none. */
+static folollm_status fl_bind_quantised(const fl_binder *b, fl_role role, size_t n_rows, size_t n_cols,
+                                        fl_found *found) {
+    static const char plain[] = ".weight";
+    char name[128];
+    fl_quantised *q = &found->quantised;
+    if (b->w->config.quantised.format == FL_QUANT_NONE || n_cols == 0) {
+        return FOLOLLM_OK;
+    }
+    size_t n = fl_format(name, sizeof name, fl_role_names[role][0], (uint64_t)b->layer) - strlen(plain);
+    FL_TRY(fl_quantised_find(&b->w->tensors, &b->w->config.quantised, (fl_str){name, n}, n_rows, n_cols, q, b->error));
+    found->t = q->tensors[FL_QUANT_WEIGHT];
+    found->is_quantised = found->t != NULL;
+    found->type = q->type;
+    return FOLOLLM_OK;
+}
+
+/* The tensor of this role with just this shape (n_cols 0: a vector). */
+static folollm_status fl_bind_find(const fl_binder *b, fl_role role, size_t n_rows, size_t n_cols, fl_found *found) {
     char name[128], other[128];
     const fl_tensors *all = &b->w->tensors;
     const char *implied = b->w->is_gguf ? "the metadata" : "config.json";
+    memset(found, 0, sizeof *found);
+    FL_TRY(fl_bind_quantised(b, role, n_rows, n_cols, found));
+    if (found->is_quantised) {
+        return FOLOLLM_OK;
+    }
     const fl_tensor *t = fl_bind_named(b, role, "", name, sizeof name);
+    fl_dtype *type = &found->type;
+    bool *packed = &found->packed;
     *packed = t == NULL && n_cols != 0 && (t = fl_bind_packed(b, role, other, sizeof other, type)) != NULL;
     if (t == NULL) {
         return fl_fail(b->error, FOLOLLM_E_FORMAT, "%s: tensor \"%s\" is not in the checkpoint, but %s implies it",
@@ -116,7 +148,7 @@ static folollm_status fl_bind_find(const fl_binder *b, fl_role role, size_t n_ro
                        !b->w->is_gguf || n_cols == 0 ? "BF16, F16 and F32"
                                                      : "F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K and Q6_K");
     }
-    *out = t;
+    found->t = t;
     return FOLOLLM_OK;
 }
 
@@ -163,15 +195,31 @@ static folollm_status fl_bind_copy(fl_binder *b, const fl_tensor *t) {
     return status;
 }
 
-static folollm_status fl_bind_convert(fl_binder *b, fl_role role, const fl_tensor *t, size_t n_rows, size_t n_cols,
-                                      const fl_merged *merged, fl_dtype type) {
+/* A matrix as type, to `to`. order: room for that of its columns, if it is to keep one. */
+static folollm_status fl_bind_convert(fl_binder *b, fl_role role, fl_found *found, size_t n_rows, size_t n_cols,
+                                      fl_dtype type, void *to, uint32_t *order) {
+    fl_quantised *q = &found->quantised;
+    fl_rows_in_file rows = fl_bind_rows(b, found->t, role, n_cols);
+    if (!found->is_quantised) {
+        return fl_convert(b->converter, &rows, found->t->type, n_rows, n_cols, &found->merged, type, to, b->error);
+    }
+    FL_TRY(fl_quantised_read(q, b->converter->raw, b->error));
+    if (order != NULL) {
+        FL_TRY(fl_quantised_sort(q, order, b->error));
+    }
+    bool exact = q->exact && type == q->type && q->ordered == (order != NULL);
+    fl_convert_quantised(b->converter, q, exact, &found->merged, type, to);
+    return FOLOLLM_OK;
+}
+
+static folollm_status fl_bind_convert_out(fl_binder *b, fl_role role, fl_found *found, size_t n_rows, size_t n_cols,
+                                          fl_dtype type) {
     size_t bytes = fl_matrix_bytes(type, n_rows, n_cols);
-    fl_rows_in_file rows = fl_bind_rows(b, t, role, n_cols);
     void *matrix = fl_alloc_raw(b->memory, bytes);
     if (matrix == NULL) {
         return fl_no_memory(b->error, "a converted tensor", bytes);
     }
-    folollm_status status = fl_convert(b->converter, &rows, t->type, n_rows, n_cols, merged, type, matrix, b->error);
+    folollm_status status = fl_bind_convert(b, role, found, n_rows, n_cols, type, matrix, NULL);
     if (status == FOLOLLM_OK) {
         status = fl_tensors_out_data(b->out, matrix, bytes, b->error);
     }
@@ -180,14 +228,19 @@ static folollm_status fl_bind_convert(fl_binder *b, fl_role role, const fl_tenso
 }
 
 /* A tensor to b->out, as type. */
-static folollm_status fl_bind_write(fl_binder *b, fl_role role, const fl_tensor *t, size_t n_rows, size_t n_cols,
-                                    const fl_merged *merged, fl_dtype type, bool packed) {
+static folollm_status fl_bind_write(fl_binder *b, fl_role role, fl_found *found, size_t n_rows, size_t n_cols,
+                                    fl_dtype type) {
     static const char *const names[] = {"F32", "F16", "BF16"};
     char name[128];
-    bool copy = packed || (type == t->type && merged->n == 0);
+    bool copy = found->packed || (type == found->type && !found->is_quantised && found->merged.n == 0);
     size_t n = fl_format(name, sizeof name, fl_role_names[role][0], (uint64_t)b->layer);
+    if (found->is_quantised && found->quantised.ordered && b->w->asked == FOLOLLM_WEIGHTS_AS_STORED) {
+        return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED, "%s: tensor %S has columns in an order of their own "
+                       "(act-order), which cannot be written; ask for a type of weights",
+                       b->w->tensors.files[found->t->file].path, &found->t->name);
+    }
     if (!b->announce) {
-        return copy ? fl_bind_copy(b, t) : fl_bind_convert(b, role, t, n_rows, n_cols, merged, type);
+        return copy ? fl_bind_copy(b, found->t) : fl_bind_convert_out(b, role, found, n_rows, n_cols, type);
     }
     if (!fl_is_packed(type)) {
         return fl_tensors_out_announce(b->out, name, names[type], n_rows, n_cols,
@@ -200,15 +253,13 @@ static folollm_status fl_bind_write(fl_binder *b, fl_role role, const fl_tensor 
 
 /* A vector as floats. */
 static folollm_status fl_bind_vector(fl_binder *b, fl_role role, size_t n, const float **out) {
-    const fl_tensor *t;
-    fl_dtype type;
-    bool packed;
-    FL_TRY(fl_bind_find(b, role, n, 0, &t, &type, &packed));
+    fl_found found;
+    FL_TRY(fl_bind_find(b, role, n, 0, &found));
     if (b->out != NULL) {
-        const fl_merged nothing = {NULL, 0, 0};
         *out = NULL;
-        return fl_bind_write(b, role, t, n, 0, &nothing, type, false);
+        return fl_bind_write(b, role, &found, n, 0, found.type);
     }
+    const fl_tensor *t = found.t;
     float *v = fl_take(&b->w->arena, n, sizeof *v);
     if (v != NULL) {
         fl_rows_in_file rows = fl_bind_rows(b, t, role, 1);
@@ -241,13 +292,13 @@ static fl_dtype fl_bind_type(folollm_weights asked, fl_dtype stored, size_t n_co
 }
 
 /* A part's matrix where the file has it, or in the arena. */
-static folollm_status fl_bind_data(fl_binder *b, const fl_tensor *t, fl_role role, size_t n_cols,
-                                   const fl_merged *merged, fl_part *part, bool packed) {
+static folollm_status fl_bind_data(fl_binder *b, fl_role role, fl_found *found, size_t n_cols, fl_part *part) {
     fl_weights *w = b->w;
+    const fl_tensor *t = found->t;
     fl_rows_in_file rows = fl_bind_rows(b, t, role, n_cols);
     const uint8_t *map = rows.file->map;
-    bool as_it_is = packed || (part->type == t->type && !fl_is_packed(t->type) && merged->n == 0);
-    size_t unit = packed ? 1 : fl_dtype_bytes(t->type);
+    bool as_it_is = found->packed || (part->type == t->type && !fl_is_packed(t->type) && found->merged.n == 0);
+    size_t unit = found->packed ? 1 : fl_dtype_bytes(t->type);
     w->converts = w->converts || !as_it_is;
     if (as_it_is && map != NULL && rows.head_dim == 0 && ((uintptr_t)map + t->offset) % unit == 0) {
         part->data = map + t->offset;
@@ -259,16 +310,35 @@ static folollm_status fl_bind_data(fl_binder *b, const fl_tensor *t, fl_role rol
         return fl_fail(b->error, FOLOLLM_E_MEMORY, "tensor %S is larger than the address space", &t->name);
     }
     void *data = fl_take(&w->arena, bytes, 1);
+    bool ordered = found->is_quantised && found->quantised.ordered && part->type == found->type;
+    uint32_t *order = ordered ? fl_take(&w->arena, n_cols, sizeof *order) : NULL;
+    w->ordered = w->ordered || ordered;
     part->data = data;
     if (data == NULL) {
         return FOLOLLM_OK;
     }
-    if (packed) {
+    if (found->packed) {
         return fl_file_read(rows.file, rows.offset, data, bytes, b->error);
     }
-    return as_it_is ? fl_read_rows(&rows, 0, part->n_rows, data, b->error)
-                    : fl_convert(b->converter, &rows, t->type, part->n_rows, n_cols, merged, part->type, data,
-                                 b->error);
+    if (as_it_is) {
+        return fl_read_rows(&rows, 0, part->n_rows, data, b->error);
+    }
+    FL_TRY(fl_bind_convert(b, role, found, part->n_rows, n_cols, part->type, data, order));
+    part->order = ordered ? found->quantised.order : NULL;
+    return FOLOLLM_OK;
+}
+
+/* Let the last part of a matrix have the very order of columns of one before it, if that is equal: then they meet the
+ * same rows of integers. */
+static void fl_bind_share_order(fl_matrix *m) {
+    fl_part *last = &m->parts[m->n_parts - 1];
+    for (uint32_t i = 0; i + 1 < m->n_parts && last->order != NULL; i++) {
+        const uint32_t *order = m->parts[i].order;
+        if (order != NULL && memcmp(order, last->order, m->n_cols * sizeof *order) == 0) {
+            last->order = order;
+            return;
+        }
+    }
 }
 
 /* What is merged into the next part of a matrix. */
@@ -280,32 +350,52 @@ static fl_merged fl_bind_merged(const fl_binder *b, const fl_matrix *m, bool is_
     return merged;
 }
 
+/* Can what was found become this type? */
+static folollm_status fl_bind_may_become(const fl_binder *b, const fl_found *found, fl_dtype type) {
+    const char *path = b->w->tensors.files[found->t->file].path;
+    if (found->packed && type != found->type) {
+        return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED, "%s: tensor %S is packed; it cannot become %s again", path,
+                       &found->t->name, fl_dtype_name(type));
+    }
+    if (found->merged.n > 0 && (found->packed || (found->is_quantised && type == found->type))) {
+        return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED,
+                       "%s: tensor %S is quantised: an adapter can be attached to it, but not merged into it", path,
+                       &found->t->name);
+    }
+    return FOLOLLM_OK;
+}
+
 /* One more part of a matrix. */
 static folollm_status fl_bind_part(fl_binder *b, fl_matrix *m, fl_role role, fl_role bias, size_t n_rows,
                                    size_t n_cols) {
-    const fl_tensor *t;
-    fl_dtype stored;
-    bool packed;
-    FL_TRY(fl_bind_find(b, role, n_rows, n_cols, &t, &stored, &packed));
+    fl_found found;
+    FL_TRY(fl_bind_find(b, role, n_rows, n_cols, &found));
     bool is_head = m == &b->w->embedding || m == &b->w->head;
-    fl_merged merged = fl_bind_merged(b, m, is_head);
+    found.merged = fl_bind_merged(b, m, is_head);
     fl_part *part = &m->parts[m->n_parts++];
     m->n_rows += n_rows;
     m->n_cols = n_cols;
     part->n_rows = n_rows;
-    part->type = fl_bind_type(b->w->asked, stored, n_cols, is_head);
-    b->w->types[part->type] = b->w->types[part->type] || !is_head || part->type == stored;
-    if (packed && (part->type != stored || merged.n > 0)) {
-        return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED,
-                       "%s: tensor %S is packed; it cannot become %s again, and no adapter can be merged into it",
-                       b->w->tensors.files[t->file].path, &t->name, fl_dtype_name(part->type));
+    part->type = fl_bind_type(b->w->asked, found.type, n_cols, is_head);
+    b->w->types[part->type] = b->w->types[part->type] || !is_head || part->type == found.type;
+    FL_TRY(fl_bind_may_become(b, &found, part->type));
+    if (found.is_quantised) {
+        b->w->quantised_bytes = fl_max(b->w->quantised_bytes, fl_quantised_bytes(&found.quantised));
+        b->w->quantised_type = part->type;
+        b->w->quantised_loss = fl_quantised_loss(&found.quantised, part->type);
     }
-    FL_TRY(b->out != NULL ? fl_bind_write(b, role, t, n_rows, n_cols, &merged, part->type, packed)
-                          : fl_bind_data(b, t, role, n_cols, &merged, part, packed));
+    FL_TRY(b->out != NULL ? fl_bind_write(b, role, &found, n_rows, n_cols, part->type)
+                          : fl_bind_data(b, role, &found, n_cols, part));
+    fl_bind_share_order(m);
     if (bias != FL_ROLE_NONE) {
         FL_TRY(fl_bind_vector(b, bias, n_rows, &part->bias));
     }
-    return fl_bind_done(b, t, n_rows * n_cols);
+    for (int i = 0; found.is_quantised && i < FL_QUANT_TENSORS; i++) {
+        if (i != FL_QUANT_WEIGHT && found.quantised.tensors[i] != NULL) {
+            FL_TRY(fl_bind_done(b, found.quantised.tensors[i], 0));
+        }
+    }
+    return fl_bind_done(b, found.t, n_rows * n_cols);
 }
 
 static folollm_status fl_bind_attention(fl_binder *b, fl_layer *l) {
@@ -485,8 +575,12 @@ FL_LOCAL uint64_t fl_weights_passing_bytes(const fl_weights *w) {
 }
 
 FL_LOCAL uint64_t fl_weights_temporary_bytes(const fl_weights *w, uint32_t n_threads) {
-    return fl_weights_passing_bytes(w) +
-           (w->converts ? fl_converter_bytes(fl_weights_columns(w), n_threads) : 0);
+    uint64_t bytes = fl_weights_passing_bytes(w);
+    if (w->converts) {
+        bytes += fl_converter_bytes(fl_weights_columns(w), w->quantised_bytes, n_threads) +
+                 fl_quantised_temporary_bytes(&w->config.quantised);
+    }
+    return bytes;
 }
 
 FL_LOCAL bool fl_weights_packed(const fl_weights *w) {
@@ -503,7 +597,7 @@ FL_LOCAL folollm_status fl_weights_load(fl_memory *m, fl_weights *w, uint32_t n_
     if (!w->converts) {
         FL_TRY(fl_bind_all(m, w, NULL, error));
     } else {
-        FL_TRY(fl_converter_open(m, &converter, fl_weights_columns(w), n_threads, error));
+        FL_TRY(fl_converter_open(m, &converter, fl_weights_columns(w), w->quantised_bytes, n_threads, error));
         folollm_status status = fl_bind_all(m, w, &converter, error);
         fl_converter_close(m, &converter);
         FL_TRY(status);
@@ -517,7 +611,7 @@ FL_LOCAL folollm_status fl_weights_write(fl_memory *m, fl_weights *w, uint32_t n
                                          folollm_error *error) {
     fl_converter converter;
     fl_binder b = {.memory = m, .w = w, .converter = &converter, .error = error, .out = out, .announce = true};
-    FL_TRY(fl_converter_open(m, &converter, fl_weights_columns(w), n_threads, error));
+    FL_TRY(fl_converter_open(m, &converter, fl_weights_columns(w), w->quantised_bytes, n_threads, error));
     folollm_status status = fl_bind_walk(&b);
     if (status == FOLOLLM_OK) {
         status = fl_tensors_out_header(out, error);
@@ -547,6 +641,9 @@ static uint64_t fl_matrix_fingerprint(const fl_matrix *m, uint64_t h) {
         for (size_t k = 0; k < 16 && n_words > 0; k++) {
             size_t word = k * (n_words - 1) / 15;
             h = fl_mix(h ^ fl_load_u64((const uint8_t *)part->data + word * sizeof(uint64_t)));
+        }
+        for (size_t k = 0; part->order != NULL && k < m->n_cols; k++) {
+            h = fl_mix(h ^ part->order[k]);
         }
         h = fl_vector_fingerprint(part->bias, part->n_rows, h);
     }

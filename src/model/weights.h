@@ -34,6 +34,10 @@ typedef struct fl_weights {
     bool types[FL_DTYPE_COUNT]; /* which matrices have; a head that was converted does not count */
     bool is_gguf;
     bool converts;              /* is one of them packed, or of another type in its file? */
+    bool ordered;               /* have some columns in an order of their own? */
+    size_t quantised_bytes;     /* of the tensors of the largest quantised matrix */
+    fl_dtype quantised_type;    /* what quantised matrices have become */
+    const char *quantised_loss; /* what was lost then; NULL: there are none */
 } fl_weights;
 
 /* Read the headers of a directory, or of the file that gguf has read if that is not NULL, and adapters of o->merges;

@@ -20,6 +20,7 @@
 #define FL_PACKED_OUTS 32 /* of more rows */
 #define FL_AHEAD 4096    /* bytes: 1 to 8 KiB measured on Emerald Rapids; 1.35 times the rate without */
 #define FL_ROWS_A_TASK 8 /* of work by rows */
+#define FL_ORDERS_MAX 3   /* of columns in a matrix: one a part */
 #define FL_TILE_QUERIES 64 /* query rows of an attention tile: positions times heads of a group */
 
 static fl_cpu_backend *fl_cpu_of(fl_backend *b) {
@@ -60,7 +61,8 @@ FL_LOCAL void fl_cpu_layout(fl_cpu_backend *cpu, fl_arena *arena, const fl_limit
     cpu->narrow_stride = fl_padded(limits->rank);
     cpu->narrow = fl_take(arena, FL_PARTS_MAX * limits->n_rows, cpu->narrow_stride * sizeof(float));
     if (limits->packed) {
-        cpu->integers = fl_take(arena, limits->n_rows, fl_div_up(fl_widest(limits), FL_CHUNK) * sizeof *cpu->integers);
+        size_t chunks = fl_div_up(fl_widest(limits), FL_CHUNK) * (limits->ordered ? FL_ORDERS_MAX : 1);
+        cpu->integers = fl_take(arena, limits->n_rows, chunks * sizeof *cpu->integers);
     }
 }
 
@@ -102,13 +104,26 @@ static void fl_product_plain(const fl_product *p, fl_dtype type, const uint8_t *
     }
 }
 
-/* The same of a packed panel, or the upper half of it (n_slabs 1), with rows of integers. */
-static void fl_product_slabs(const fl_product *p, fl_dtype type, const uint8_t *panel, size_t n_slabs, fl_slab *slabs,
-                             float *tile) {
+/* The first part of a matrix whose columns have the order of this one's: both meet its rows of integers. */
+static const fl_part *fl_first_of_order(const fl_matrix *w, const fl_part *part) {
+    const fl_part *first = w->parts;
+    while (first->order != part->order) {
+        first++;
+    }
+    return first;
+}
+
+static fl_chunk8 *fl_integers_of(const fl_cpu_backend *cpu, const fl_matrix *w, const fl_part *part, size_t n_rows) {
+    size_t chunks = fl_div_up(w->n_cols, FL_CHUNK);
+    return cpu->integers + (size_t)(fl_first_of_order(w, part) - w->parts) * chunks * n_rows;
+}
+
+/* The same of a packed panel, or the upper half of it (n_slabs 1), with rows of integers x. */
+static void fl_product_slabs(const fl_product *p, fl_dtype type, const uint8_t *panel, size_t n_slabs,
+                             const fl_chunk8 *x, fl_slab *slabs, float *tile) {
     const fl_kernels *k = p->cpu->kernels;
     size_t n_units = fl_units(p->w->n_cols);
     const uint8_t *chunk = panel + fl_panel_head_bytes(type);
-    const fl_chunk8 *x = p->cpu->integers;
     for (size_t r = 0; r < p->n_rows; r++) {
         memset(tile + r * p->outs, 0, n_slabs * FL_LANES * sizeof *tile);
     }
@@ -135,18 +150,34 @@ static void fl_slab_row(fl_dtype type, const fl_slab *slab, size_t row, size_t n
     }
 }
 
-/* n rows of a packed matrix from the first on, all in one half of a panel, as floats, to y (n, stride). */
-static void fl_open_rows(const fl_cpu_backend *cpu, fl_dtype type, const uint8_t *w, size_t n_cols, size_t first,
-                         size_t n, fl_slab *slab, float *y, size_t stride) {
+/* The same, each to the column of the input that it belongs to. */
+static void fl_slab_row_in_order(const fl_part *part, const fl_slab *slab, size_t row, size_t begin, size_t n,
+                                 float *y) {
+    float numbers[FL_CHUNK];
+    if (part->order == NULL) {
+        fl_slab_row(part->type, slab, row, n, y + begin);
+        return;
+    }
+    fl_slab_row(part->type, slab, row, n, numbers);
+    for (size_t i = 0; i < n; i++) {
+        y[part->order[begin + i]] = numbers[i];
+    }
+}
+
+/* n rows of a packed part from the first on, all in one half of a panel, as floats, to y (n, stride). */
+static void fl_open_rows(const fl_cpu_backend *cpu, const fl_part *part, size_t n_cols, size_t first, size_t n,
+                         fl_slab *slab, float *y, size_t stride) {
+    fl_dtype type = part->type;
     size_t n_units = fl_units(n_cols), half = first % FL_PANEL / FL_LANES;
-    const uint8_t *panel = w + first / FL_PANEL * fl_panel_bytes(type, n_cols);
+    const uint8_t *panel = (const uint8_t *)part->data + first / FL_PANEL * fl_panel_bytes(type, n_cols);
     const uint8_t *chunk = panel + fl_panel_head_bytes(type);
     for (size_t u = 0; u < n_units; u += FL_CHUNK_UNITS) {
         size_t units = fl_min(n_units - u, FL_CHUNK_UNITS), bytes = fl_chunk_bytes(type, units), begin = u * FL_UNIT;
         cpu->kernels->open(type, panel + half * FL_LANES * sizeof(float), chunk + half * bytes, units, 0, slab);
         chunk += FL_SLABS * bytes;
         for (size_t r = 0; r < n; r++) {
-            fl_slab_row(type, slab, first % FL_LANES + r, fl_min(n_cols - begin, FL_CHUNK), y + r * stride + begin);
+            fl_slab_row_in_order(part, slab, first % FL_LANES + r, begin, fl_min(n_cols - begin, FL_CHUNK),
+                                 y + r * stride);
         }
     }
 }
@@ -160,7 +191,7 @@ static void fl_product_opened(const fl_product *p, const fl_part *part, size_t f
     }
     for (size_t o = 0; o < n_outs; o += FL_LANES) {
         size_t outs = fl_min(n_outs - o, FL_LANES);
-        fl_open_rows(p->cpu, part->type, part->data, n, first + o, outs, slab, panel, stride);
+        fl_open_rows(p->cpu, part, n, first + o, outs, slab, panel, stride);
         p->cpu->kernels->matmul(p->x, stride, p->n_rows, panel, stride, outs, fl_lanes(n), tile + o, p->outs);
     }
 }
@@ -228,9 +259,10 @@ static void fl_product_tile(const fl_product *p, const fl_part *part, size_t fir
     } else if (p->cpu->float_activations) {
         fl_product_opened(p, part, first, n_outs, slabs, panel, tile);
     } else {
+        const fl_chunk8 *x = fl_integers_of(p->cpu, p->w, part, p->n_rows);
         for (size_t o = 0; o < n_outs; o += FL_PANEL) {
             size_t n_slabs = n_outs - o > FL_LANES ? 2 : 1;
-            fl_product_slabs(p, part->type, w + fl_matrix_bytes(part->type, o, n), n_slabs, slabs, tile + o);
+            fl_product_slabs(p, part->type, w + fl_matrix_bytes(part->type, o, n), n_slabs, x, slabs, tile + o);
         }
     }
     for (size_t r = 0; part->bias != NULL && r < p->n_rows; r++) {
@@ -307,14 +339,28 @@ typedef struct fl_rows_job {
     size_t n_rows, n;
     const float *norm; /* (n), or NULL: leave x as it is */
     float epsilon;
+    const fl_matrix *w;
     bool integers; /* are they wanted? */
 } fl_rows_job;
+
+/* The i-th row as integers, once in every order of columns that the parts of the matrix have. */
+static void fl_rows_integers(const fl_rows_job *j, const float *x, size_t i, float *scratch) {
+    for (const fl_part *part = j->w->parts; part < j->w->parts + j->w->n_parts; part++) {
+        if (fl_first_of_order(j->w, part) != part) {
+            continue;
+        }
+        for (size_t k = 0; part->order != NULL && k < j->n; k++) {
+            scratch[k] = x[part->order[k]];
+        }
+        fl_chunk8 *integers = fl_integers_of(j->cpu, j->w, part, j->n_rows) + i;
+        j->cpu->kernels->integers(part->order != NULL ? scratch : x, j->n, integers, j->n_rows);
+    }
+}
 
 static void fl_rows_task(void *context, size_t task, size_t slot) {
     const fl_rows_job *j = context;
     const fl_kernels *k = j->cpu->kernels;
     size_t stride = fl_padded(j->n), end = fl_min((task + 1) * FL_ROWS_A_TASK, j->n_rows);
-    (void)slot;
     for (size_t i = task * FL_ROWS_A_TASK; i < end; i++) {
         const float *x = j->x + (j->rows != NULL ? j->rows[i] : i) * stride;
         if (j->norm != NULL) {
@@ -323,7 +369,7 @@ static void fl_rows_task(void *context, size_t task, size_t slot) {
             x = y;
         }
         if (j->integers) {
-            k->integers(x, j->n, j->cpu->integers + i, j->n_rows);
+            fl_rows_integers(j, x, i, fl_cpu_scratch(j->cpu, slot));
         }
     }
 }
@@ -331,6 +377,7 @@ static void fl_rows_task(void *context, size_t task, size_t slot) {
 /* Rows as a product with w wants them: normed, and as integers where w is packed. */
 static void fl_rows_run(fl_rows_job *job, const fl_matrix *w) {
     job->n = w->n_cols;
+    job->w = w;
     job->integers = fl_has_packed(w) && !job->cpu->float_activations;
     if (job->norm != NULL || job->integers) {
         fl_pool_run(job->cpu->pool, fl_div_up(job->n_rows, FL_ROWS_A_TASK), fl_rows_task, job);
@@ -346,7 +393,7 @@ static void fl_cpu_embed(fl_backend *b, const fl_matrix *table, const fl_batch *
         float *to = x + r * fl_padded(n);
         if (fl_is_packed(part->type)) {
             memset(to + n, 0, (fl_lanes(n) - n) * sizeof *to);
-            fl_open_rows(cpu, part->type, part->data, n, token, 1, (fl_slab *)(void *)fl_cpu_scratch(cpu, 0), to, 0);
+            fl_open_rows(cpu, part, n, token, 1, (fl_slab *)(void *)fl_cpu_scratch(cpu, 0), to, 0);
         } else {
             cpu->kernels->expand(part->type, (const uint8_t *)part->data + token * row_bytes, n, to);
         }

@@ -14,7 +14,7 @@ typedef struct fl_cpu_backend {
     float *normed;   /* (n_rows, dim) padded */
     float *narrow;   /* (FL_PARTS_MAX, n_rows, rank) padded: rows times the a of their adapters */
     size_t narrow_rows, narrow_stride;
-    fl_chunk8 *integers; /* (chunks, rows of the batch) of the rows that meet packed weights */
+    fl_chunk8 *integers; /* (orders, chunks, rows of the batch) of the rows that meet packed weights */
     bool float_activations; /* packed weights are multiplied as floats, with floats */
     float *scratch;  /* (n_slots, slot_floats) */
     size_t slot_floats;

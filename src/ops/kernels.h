@@ -39,7 +39,7 @@ typedef struct fl_chunk8 {
 typedef struct fl_slab {
     uint8_t bytes[FL_CHUNK * FL_LANES];
     float scales[2 * FL_CHUNK_UNITS][FL_LANES]; /* of a unit; q6_k: of a half */
-    float mins[FL_CHUNK_UNITS][FL_LANES];       /* q4_k, q5_k */
+    float mins[FL_CHUNK_UNITS][FL_LANES];       /* q4_k, q5_k, q4_zero */
     const uint8_t *quads; /* (n_units, 8, 16, 4), in bytes or where they lie packed */
     uint8_t filler[FL_ALIGN - sizeof(void *)];
 } fl_slab;

@@ -31,6 +31,8 @@ typedef struct fl_part {
     size_t n_rows;
     fl_dtype type;
     const float *bias; /* (n_rows), or NULL */
+    const uint32_t *order; /* (n_cols) of a packed part: which column of the input the i-th is; NULL: the i-th. Equal
+                              ones are one */
 } fl_part;
 
 #define FL_PARTS_MAX 3
@@ -133,6 +135,7 @@ typedef struct fl_limits {
     size_t dim, qkv_dim, attention_dim, ffn_dim, head_dim, group; /* group: query heads per kv head */
     bool packed; /* are there packed weights? */
     size_t rank; /* of adapters */
+    bool ordered; /* with columns in an order of their own? */
 } fl_limits;
 
 /* n in whole vectors. */

@@ -3,26 +3,31 @@
 #include <math.h>
 
 FL_LOCAL bool fl_packs(fl_dtype type, size_t n_cols) {
-    return fl_is_packed(type) && (type < FL_Q4_K || n_cols % FL_CHUNK == 0);
+    bool in_units = type < FL_Q4_K || type == FL_Q4_ZERO;
+    return fl_is_packed(type) && (in_units || n_cols % FL_CHUNK == 0);
+}
+
+/* Of a row, in types whose units stand alone. */
+static size_t fl_unit_bytes(fl_dtype type) {
+    return type == FL_Q8_ROW ? FL_UNIT : type == FL_Q8_0 ? 34 : type == FL_Q4_ZERO ? 19 : 18;
 }
 
 FL_LOCAL size_t fl_row_bytes(fl_dtype type, size_t n_cols) {
     if (!fl_is_packed(type)) {
         return n_cols * fl_dtype_bytes(type);
     }
-    if (type == FL_Q8_ROW) {
-        return sizeof(float) + fl_units(n_cols) * FL_UNIT;
+    if (type == FL_Q8_ROW || type == FL_Q4_ZERO) {
+        return (type == FL_Q8_ROW ? sizeof(float) : 0) + fl_units(n_cols) * fl_unit_bytes(type);
     }
     return fl_div_up(n_cols, fl_block_numbers(type)) * fl_block_bytes(type);
 }
 
 FL_LOCAL size_t fl_chunk_bytes(fl_dtype type, size_t n_units) {
-    size_t row_unit = type == FL_Q8_ROW ? FL_UNIT : type == FL_Q8_0 ? 34 : 18; /* bytes */
     switch (type) {
     case FL_Q4_K: return FL_LANES * (4 + 16 + 128);
     case FL_Q5_K: return FL_LANES * (4 + 16 + 128 + 32);
     case FL_Q6_K: return FL_LANES * (2 + 16 + 128 + 64);
-    default: return FL_LANES * row_unit * n_units;
+    default: return FL_LANES * fl_unit_bytes(type) * n_units;
     }
 }
 
@@ -64,15 +69,19 @@ static void fl_pack_q8_unit(const uint8_t *q, size_t row, uint8_t *quads) {
 }
 
 static void fl_pack_small(fl_dtype type, const uint8_t *blocks, size_t row, size_t n_units, uint8_t *chunk) {
-    uint8_t *units = chunk + FL_LANES * 2 * n_units;
-    for (size_t u = 0; u < n_units; u++, blocks += fl_block_bytes(type)) {
+    uint8_t *zeros = chunk + FL_LANES * 2 * n_units, *units = zeros + (type == FL_Q4_ZERO ? FL_LANES * n_units : 0);
+    for (size_t u = 0; u < n_units; u++, blocks += fl_unit_bytes(type)) {
+        const uint8_t *numbers = blocks + 2;
         memcpy(chunk + 2 * (u * FL_LANES + row), blocks, 2);
         if (type == FL_Q8_0) {
-            fl_pack_q8_unit(blocks + 2, row, units + u * 8 * FL_QUAD_BYTES);
+            fl_pack_q8_unit(numbers, row, units + u * 8 * FL_QUAD_BYTES);
             continue;
         }
+        if (type == FL_Q4_ZERO) {
+            zeros[u * FL_LANES + row] = *numbers++;
+        }
         for (size_t i = 0; i < 16; i += 4) { /* a block has its halves as a unit has */
-            memcpy(units + (u * 4 + i / 4) * FL_QUAD_BYTES + row * 4, blocks + 2 + i, 4);
+            memcpy(units + (u * 4 + i / 4) * FL_QUAD_BYTES + row * 4, numbers + i, 4);
         }
     }
 }
@@ -124,10 +133,12 @@ static void fl_pack_chunk(fl_dtype type, const uint8_t *row_bytes, size_t row, s
         }
         return;
     }
-    const uint8_t *blocks = row_bytes + unit * FL_UNIT / fl_block_numbers(type) * fl_block_bytes(type);
-    if (type == FL_Q8_0 || type == FL_Q4_0) {
-        fl_pack_small(type, blocks, row, n_units, chunk);
-    } else if (type == FL_Q6_K) {
+    if (type == FL_Q8_0 || type == FL_Q4_0 || type == FL_Q4_ZERO) {
+        fl_pack_small(type, row_bytes + unit * fl_unit_bytes(type), row, n_units, chunk);
+        return;
+    }
+    const uint8_t *blocks = row_bytes + unit / FL_CHUNK_UNITS * fl_block_bytes(type);
+    if (type == FL_Q6_K) {
         fl_pack_q6_k(blocks, row, chunk);
     } else {
         fl_pack_k(type, blocks, row, chunk);

@@ -9,6 +9,8 @@
  *     q8       f16 scales[unit][row], quads[unit][8]                   value: (byte - 128) * scale
  *     q8_row   quads[unit][8]; f32 scales[32 rows] before the first chunk  the same
  *     q4       f16 scales[unit][row], halves[unit][4]                  (bits - 8) * scale
+ *     q4_zero  f16 scales[unit][row], u8 zeros[unit][row], halves[unit][4]
+ *                                                                      (bits - zero) * scale, never -0; zero up to 127
  *     q4_k     f16 d[row], f16 dmin[row], u8 scale[unit][row], u8 min[unit][row], halves[unit][4]
  *                                                                      d * scale * bits - dmin * min
  *     q5_k     the same, then one plane[unit]
@@ -31,7 +33,7 @@
 #define FL_QUAD_BYTES 64
 
 FL_INLINE bool fl_is_packed(fl_dtype type) {
-    return type >= FL_Q8_0 && type <= FL_Q6_K;
+    return type >= FL_Q8_0 && type <= FL_Q4_ZERO;
 }
 
 /* Does a value have one scale for 16 numbers? */
@@ -41,7 +43,7 @@ FL_INLINE bool fl_has_half_units(fl_dtype type) {
 
 /* Is something taken off? */
 FL_INLINE bool fl_has_mins(fl_dtype type) {
-    return type == FL_Q4_K || type == FL_Q5_K;
+    return type == FL_Q4_K || type == FL_Q5_K || type == FL_Q4_ZERO;
 }
 
 /* Has bytes of eight bits, made unsigned by 128? The others stay below 64. */
@@ -61,7 +63,8 @@ FL_INLINE size_t fl_units(size_t n_cols) {
 /* Columns that the blocks of a type go up to; n_cols of q4_k, q5_k and q6_k must be whole blocks. */
 FL_LOCAL bool fl_packs(fl_dtype type, size_t n_cols);
 
-/* Bytes of a row before packing: blocks as in GGUF; q8_row: a float scale, then the integers. */
+/* Bytes of a row before packing: blocks as in GGUF; q8_row: a float scale, then the integers; q4_zero: of each unit an
+ * f16 scale, a byte for its zero point, then bits as q4 has them. */
 FL_LOCAL size_t fl_row_bytes(fl_dtype type, size_t n_cols);
 
 /* Bytes of n_units of 16 rows, of what stands before the first chunk of a panel, and of a panel. */
@@ -75,7 +78,7 @@ FL_LOCAL size_t fl_matrix_bytes(fl_dtype type, size_t n_rows, size_t n_cols);
 /* rows: n_rows <= 32 of fl_row_bytes each -> panel. */
 FL_LOCAL void fl_pack(fl_dtype type, const uint8_t *rows, size_t n_rows, size_t n_cols, uint8_t *panel);
 
-/* x (n_cols), then zeros up to whole units -> a row of fl_row_bytes. */
+/* x (n_cols), then zeros up to whole units -> a row of fl_row_bytes, of any type but q4_zero. */
 FL_LOCAL void fl_quantise_row(fl_dtype type, const float *x, size_t n_cols, uint8_t *row);
 
 #endif
