@@ -1797,6 +1797,7 @@ static void print_model(const folollm_info *i)
 {
     printf("%-16s%s\n", "architecture", i->architecture);
     printf("%-16s%s\n", "weights", i->weights);
+    printf("%-16s%s\n", "stored", i->stored);
     printf("%-16s%s\n", "chat format", i->chat_format[0] != '\0' ? i->chat_format : "none that is known");
     print_count("parameters", i->n_params);
     print_count("layers", i->n_layers);

@@ -64,10 +64,24 @@ static void fl_convert_plain(fl_dtype to, const float *x, size_t n, uint8_t *out
 }
 
 static void fl_read_row(fl_dtype from, const uint8_t *row, size_t n, float *x) {
-    if (fl_is_packed(from)) {
+    if (!fl_is_plain(from)) {
         fl_dequantise(from, row, fl_div_up(n, fl_block_numbers(from)) * fl_block_numbers(from), x);
     } else {
         fl_to_float(from, row, n, x);
+    }
+}
+
+/* Into blocks, or what a plain row is in memory. x: room for the row's numbers, zeros behind them. */
+static void fl_convert_row(const fl_convert_job *j, const uint8_t *in, float *x, uint8_t *out) {
+    if (j->to == fl_computed_type(j->from)) {
+        fl_move_blocks(j->from, in, j->n_cols, out);
+        return;
+    }
+    fl_read_row(j->from, in, j->n_cols, x);
+    if (fl_is_packed(j->to)) {
+        fl_quantise_row(j->to, x, j->n_cols, out);
+    } else {
+        fl_convert_plain(j->to, x, j->n_cols, out);
     }
 }
 
@@ -86,12 +100,7 @@ static void fl_convert_task(void *context, size_t task, size_t slot) {
     }
     memset(x + j->n_cols, 0, (fl_slot_floats(j->n_cols) - j->n_cols) * sizeof *x);
     for (size_t r = 0; r < n; r++) {
-        fl_read_row(j->from, in + r * in_bytes, j->n_cols, x);
-        if (fl_is_packed(j->to)) {
-            fl_quantise_row(j->to, x, j->n_cols, rows + r * row_bytes);
-        } else {
-            fl_convert_plain(j->to, x, j->n_cols, out + r * row_bytes);
-        }
+        fl_convert_row(j, in + r * in_bytes, x, (fl_is_packed(j->to) ? rows : out) + r * row_bytes);
     }
     if (fl_is_packed(j->to)) {
         fl_pack(j->to, rows, n, j->n_cols, out);

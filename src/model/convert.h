@@ -34,7 +34,7 @@ FL_LOCAL folollm_status fl_read_rows(const fl_rows_in_file *rows, size_t first, 
                                      folollm_error *error);
 
 /* (n_rows, n_cols) of a plain type, or rows of blocks -> fl_matrix_bytes of `to` at out. Blocks of the type they
- * already have keep their bits. */
+ * already have keep their bits, and to their computed type they are moved (blocks.h). */
 FL_LOCAL folollm_status fl_convert(fl_converter *c, const fl_rows_in_file *rows, fl_dtype from, size_t n_rows,
                                    size_t n_cols, fl_dtype to, void *out, folollm_error *error);
 
