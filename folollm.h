@@ -161,9 +161,15 @@ typedef enum folollm_kv_type {
 
 /* What the matrices of a model are computed as. Each is converted while loading, so that no two copies of a model are
  * there at once; what folollm_quantize packed stays as it is (another type: FOLOLLM_E_UNSUPPORTED). Packed types, q8
- * and below, are multiplied with activations of 8 bits, a scale for every 32 of them. */
+ * and below, are multiplied with activations of 8 bits, a scale for every 32 of them.
+ *
+ * GGUF's F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K and Q6_K are computed as stored. Its Q5_0, IQ4_NL and MXFP4 become q8
+ * and Q3_K becomes q6_k, the same numbers in more bits (MXFP4: where f16 holds the scales); IQ4_XS becomes q8 with
+ * scales rounded to f16; Q4_1, Q5_1 and Q2_K become q8, the nearest. All of them become any type that is asked for by
+ * name. Other types are FOLOLLM_E_UNSUPPORTED. */
 typedef enum folollm_weights {
-    FOLOLLM_WEIGHTS_AS_STORED = 0, /* default: as the checkpoint has them, in place where they can be mapped */
+    FOLOLLM_WEIGHTS_AS_STORED = 0, /* default: as the checkpoint has them, or nearest to it; in place where they can be
+                                      mapped */
     FOLOLLM_WEIGHTS_F32 = 1,
     FOLOLLM_WEIGHTS_F16 = 2,
     FOLOLLM_WEIGHTS_BF16 = 3,
@@ -233,9 +239,12 @@ typedef struct folollm_memory {
 
 typedef struct folollm_info {
     char architecture[32]; /* model_type of config.json, general.architecture of GGUF (mistral is llama there) */
-    char weights[8];       /* "bf16", "f16", "f32", "q8", "q8_row", "q4", "q4_k", "q5_k", "q6_k", as options.weights
-                              or as stored; "q4_zero"; "mixed" if stored so */
-    char quantised[96];    /* how a quantised directory holds its matrices and what they are computed as:
+    char weights[8];       /* what matrices are computed as: "bf16", "f16", "f32", "q8", "q8_row", "q4", "q4_k", "q5_k",
+                              "q6_k", "q4_zero"; "mixed" if the checkpoint is. A head that options.weights left at more
+                              bits does not count */
+    char stored[128];      /* what they are in the file, each type with what it became if that is another: "bf16",
+                              "q6_k, q3_k as q6_k", "f16 as q4 and q6_k". GGUF's Q8_0 is q8, its Q4_0 q4 */
+    char quantised[96];    /* how a quantised directory holds the others and what they are computed as:
                               "gptq, 4 bits, groups of 128: q4", ", rounded" behind it if not as they are; or "" */
     char kernels[8];       /* "scalar", "avx2", "avx512", "neon" */
     char chat_format[16];  /* "chatml", "llama3", "mistral", or "" when the template is none of these */

@@ -1878,6 +1878,7 @@ static void print_model(const folollm_info *i)
 {
     printf("%-16s%s\n", "architecture", i->architecture);
     printf("%-16s%s\n", "weights", i->weights);
+    printf("%-16s%s\n", "stored", i->stored);
     if (i->quantised[0] != 0) {
         printf("%-16s%s\n", "quantised", i->quantised);
     }

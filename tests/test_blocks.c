@@ -1,6 +1,7 @@
 /* GGUF's block formats: what blocks decode to, bit by bit, and how well rows are encoded, against gguf and llama.cpp
  * (vectors/blocks.txt, made by oracle/make_blocks.py); what is decoded and encoded again; zeros, broken numbers, any
- * bits at all; several blocks at odd addresses; and that the bytes are the same on every machine.
+ * bits at all; several blocks at odd addresses; and that the bytes are the same on every machine. Of the types that are
+ * in files only: what they become stands for the same numbers, or, where it cannot, is as near as it is said to be.
  *
  *     cc -O2 tests/test_blocks.c -lutf8proc -lm -lpthread && ./a.out     (from the root of the repository)
  */
@@ -16,6 +17,7 @@
 #define GUARD 0x5A
 
 static const fl_dtype types[] = {FL_Q8_0, FL_Q4_0, FL_Q4_K, FL_Q5_K, FL_Q6_K};
+static const fl_dtype file_types[] = {FL_Q4_1, FL_Q5_0, FL_Q5_1, FL_Q2_K, FL_Q3_K, FL_IQ4_NL, FL_IQ4_XS, FL_MXFP4};
 static const char *const kinds[] = {"normal", "heavy", "outliers", "shifted", "tiny"};
 
 static float row[N_ROW], decoded[N_ROW];
@@ -93,6 +95,11 @@ static fl_dtype next_type(void) {
             return types[i];
         }
     }
+    for (size_t i = 0; i < FL_COUNT(file_types); i++) {
+        if (strcmp(name, fl_dtype_name(file_types[i])) == 0) {
+            return file_types[i];
+        }
+    }
     CHECK_TEXT(0, name);
     return FL_DTYPE_OTHER;
 }
@@ -155,7 +162,7 @@ static void test_vectors(void) {
             n_errors++;
         }
     }
-    CHECK(n_decoded == 40 * FL_COUNT(types) && n_errors == FL_COUNT(kinds) * FL_COUNT(types));
+    CHECK(n_decoded == 40 * (FL_COUNT(types) + FL_COUNT(file_types)) && n_errors == FL_COUNT(kinds) * FL_COUNT(types));
     free(file);
 }
 
@@ -165,6 +172,14 @@ static void test_sizes(void) {
     static const size_t bytes[] = {34, 18, 144, 176, 210};
     for (size_t t = 0; t < FL_COUNT(types); t++) {
         CHECK(fl_block_bytes(types[t]) == bytes[t] && fl_block_numbers(types[t]) == (t < 2 ? 32u : 256u));
+        CHECK(fl_computed_type(types[t]) == types[t]);
+    }
+    for (size_t t = 0; t < FL_COUNT(file_types); t++) {
+        static const size_t file_bytes[] = {20, 22, 24, 84, 110, 18, 136, 17};
+        bool wide = file_types[t] == FL_Q2_K || file_types[t] == FL_Q3_K || file_types[t] == FL_IQ4_XS;
+        CHECK(fl_block_bytes(file_types[t]) == file_bytes[t]);
+        CHECK(fl_block_numbers(file_types[t]) == (wide ? 256u : 32u));
+        CHECK(fl_computed_type(file_types[t]) == (file_types[t] == FL_Q3_K ? FL_Q6_K : FL_Q8_0));
     }
     CHECK(strcmp(fl_dtype_name(FL_Q8_ROW), "q8_row") == 0 && strcmp(fl_dtype_name(FL_DTYPE_OTHER), "other") == 0);
 }
@@ -304,6 +319,125 @@ static void test_any_bits(void) {
     }
 }
 
+/* ---- Types that are in files only ---------------------------------------------------------------- */
+
+static void set_half(uint8_t *p, float value) {
+    uint16_t half = fl_f16_of_float(value);
+    p[0] = (uint8_t)half;
+    p[1] = (uint8_t)(half >> 8);
+}
+
+/* Any integers, under scales that make numbers about as large as `size`. */
+static void random_block(fl_dtype type, float size, uint8_t *b) {
+    float u = 0.75f + (float)(random_bits() % 4096) / 8192, v = 0.75f + (float)(random_bits() % 4096) / 8192;
+    for (size_t i = 0; i < fl_block_bytes(type); i++) {
+        b[i] = (uint8_t)random_bits();
+    }
+    switch (type) {
+    case FL_Q4_1:
+    case FL_Q5_1:
+        set_half(b, size * u / (type == FL_Q4_1 ? 8 : 16));
+        set_half(b + 2, -size * v);
+        break;
+    case FL_Q2_K:
+        set_half(b + 80, size * u / 24);
+        set_half(b + 82, size * v / 16);
+        break;
+    case FL_Q3_K:
+        set_half(b + 108, size * u / 128 * (random_bits() % 2 ? 1.0f : -1.0f));
+        break;
+    case FL_MXFP4:
+        b[0] = (uint8_t)(104 + random_bits() % 43); /* what f16 and eight bits can hold */
+        break;
+    default:
+        set_half(b, size * u / (type == FL_Q5_0 ? -16 : type == FL_IQ4_NL ? 128 : 4096));
+        break;
+    }
+}
+
+/* Blocks at odd addresses, moved: what they stand for then, and nothing beyond them. */
+static void move(fl_dtype type, const uint8_t *blocks, size_t n, float *before, float *after) {
+    uint8_t moved[4 * 8 * 34 + 2];
+    fl_dtype to = fl_computed_type(type);
+    size_t bytes = n / fl_block_numbers(to) * fl_block_bytes(to);
+    memset(moved, GUARD, sizeof moved);
+    fl_move_blocks(type, blocks, n, moved + 1);
+    CHECK(moved[0] == GUARD && moved[1 + bytes] == GUARD);
+    fl_dequantise(type, blocks, n, before);
+    fl_dequantise(to, moved + 1, n, after);
+}
+
+static void test_same_numbers(void) {
+    static const fl_dtype exact[] = {FL_Q5_0, FL_IQ4_NL, FL_Q3_K, FL_MXFP4};
+    static const float size_of[] = {1e-6f, 1e-3f, 0.05f, 7, 60000};
+    for (size_t t = 0; t < FL_COUNT(exact); t++) {
+        for (size_t i = 0; i < 64 * FL_COUNT(size_of); i++) {
+            uint8_t blocks[4 * 110 + 1];
+            float before[4 * 256], after[4 * 256];
+            size_t numbers = fl_block_numbers(exact[t]);
+            for (size_t k = 0; k < 4; k++) {
+                random_block(exact[t], size_of[i / 64], blocks + 1 + k * fl_block_bytes(exact[t]));
+            }
+            move(exact[t], blocks + 1, 4 * numbers, before, after);
+            CHECK(memcmp(before, after, 4 * numbers * sizeof *before) == 0);
+        }
+    }
+}
+
+/* Every scale with every level. */
+static void test_powers(void) {
+    for (unsigned e = 0; e < 256; e++) {
+        uint8_t block[17] = {(uint8_t)e};
+        float before[32], after[32];
+        for (unsigned i = 0; i < 16; i++) {
+            block[1 + i] = (uint8_t)(i | (15 - i) << 4);
+        }
+        move(FL_MXFP4, block, 32, before, after);
+        for (size_t i = 0; i < 32; i++) {
+            bool same = memcmp(before + i, after + i, sizeof *after) == 0;
+            bool near = fabsf(after[i] - before[i]) <= 2.98023223876953125e-8f; /* 2^-25 */
+            CHECK(e < 104 ? near : e <= 146 ? same : !fl_is_finite(after[i]));
+        }
+    }
+}
+
+/* Those that lose something, as each type that is computed with: the one that they become loses least. */
+static void test_least(void) {
+    static const fl_dtype lossy[] = {FL_Q4_1, FL_Q5_1, FL_Q2_K, FL_IQ4_XS};
+    static const fl_dtype others[] = {FL_Q8_0, FL_Q6_K, FL_Q5_K, FL_Q4_K};
+    for (size_t t = 0; t < FL_COUNT(lossy); t++) {
+        double squares = 0, sum[1 + FL_COUNT(others)] = {0}, most[1 + FL_COUNT(others)] = {0};
+        for (int round = 0; round < 256; round++) {
+            uint8_t blocks[8 * 24 + 136];
+            float before[256], after[1 + FL_COUNT(others)][256];
+            for (size_t k = 0; k < 256 / fl_block_numbers(lossy[t]); k++) {
+                random_block(lossy[t], 0.05f, blocks + k * fl_block_bytes(lossy[t]));
+            }
+            move(lossy[t], blocks, 256, before, after[0]);
+            for (size_t k = 0; k < FL_COUNT(others); k++) {
+                fl_quantise(others[k], before, 256, encoded);
+                fl_dequantise(others[k], encoded, 256, after[1 + k]);
+            }
+            for (size_t i = 0; i < 256; i++) {
+                squares += (double)before[i] * before[i];
+                for (size_t k = 0; k < 1 + FL_COUNT(others); k++) {
+                    double off = fabs((double)after[k][i] - before[i]);
+                    sum[k] += off * off;
+                    most[k] = off > most[k] ? off : most[k];
+                }
+                CHECK(lossy[t] != FL_IQ4_XS || fabsf(after[0][i] - before[i]) <= fabsf(before[i]) / 2048);
+            }
+        }
+        for (size_t k = 0; k < 1 + FL_COUNT(others); k++) {
+            printf("%s as %s: error %.2g of the numbers' size (root of mean squares), at most %.2g\n",
+                   fl_dtype_name(lossy[t]), k == 0 ? "loaded" : fl_dtype_name(others[k - 1]), sqrt(sum[k] / squares),
+                   most[k] / sqrt(squares / (256 * 256)));
+            CHECK(sum[0] <= sum[k] && most[0] <= most[k]);
+        }
+        CHECK(sum[0] < 1e-4 * squares);
+    }
+}
+
 int main(void) {
     test_sizes();
     test_vectors();
@@ -314,5 +448,8 @@ int main(void) {
     test_narrow();
     test_broken();
     test_any_bits();
+    test_same_numbers();
+    test_powers();
+    test_least();
     return check_finish();
 }

@@ -1,5 +1,6 @@
 /* GGUF: files that the gguf package wrote (oracle/make_gguf.py) give the logits of the checkpoints they were made of,
- * bit by bit; blocks of every type are computed with as they stand in the file; metadata of every type is read; split
+ * bit by bit; blocks of every type are computed with as they stand in the file, or as those that loading makes of them;
+ * metadata of every type is read; split
  * files are put together; and hostile files, each byte and each number of the header wrong in turn, are refused with a
  * reason, within the memory that the file justifies, with everything given back.
  *
@@ -230,24 +231,25 @@ typedef struct weight {
     const char *name, *gguf_name;
     uint32_t rows, cols; /* cols 0: a vector */
     uint32_t turned;     /* heads whose rows the llama architecture has in another order */
-    bool qwen3_only;
+    enum { ALWAYS, QWEN3_ONLY, UNTIED_ONLY } when;
     float *values;
 } weight;
 
 static weight weights[] = {
-    {"model.embed_tokens.weight", "token_embd.weight", VOCAB, DIM, 0, false, NULL},
-    {"model.layers.0.input_layernorm.weight", "blk.0.attn_norm.weight", DIM, 0, 0, false, NULL},
-    {"model.layers.0.self_attn.q_proj.weight", "blk.0.attn_q.weight", DIM, DIM, HEADS, false, NULL},
-    {"model.layers.0.self_attn.k_proj.weight", "blk.0.attn_k.weight", KV_HEADS * HEAD_DIM, DIM, KV_HEADS, false, NULL},
-    {"model.layers.0.self_attn.v_proj.weight", "blk.0.attn_v.weight", KV_HEADS * HEAD_DIM, DIM, 0, false, NULL},
-    {"model.layers.0.self_attn.o_proj.weight", "blk.0.attn_output.weight", DIM, DIM, 0, false, NULL},
-    {"model.layers.0.self_attn.q_norm.weight", "blk.0.attn_q_norm.weight", HEAD_DIM, 0, 0, true, NULL},
-    {"model.layers.0.self_attn.k_norm.weight", "blk.0.attn_k_norm.weight", HEAD_DIM, 0, 0, true, NULL},
-    {"model.layers.0.post_attention_layernorm.weight", "blk.0.ffn_norm.weight", DIM, 0, 0, false, NULL},
-    {"model.layers.0.mlp.gate_proj.weight", "blk.0.ffn_gate.weight", DIM, DIM, 0, false, NULL},
-    {"model.layers.0.mlp.up_proj.weight", "blk.0.ffn_up.weight", DIM, DIM, 0, false, NULL},
-    {"model.layers.0.mlp.down_proj.weight", "blk.0.ffn_down.weight", DIM, DIM, 0, false, NULL},
-    {"model.norm.weight", "output_norm.weight", DIM, 0, 0, false, NULL},
+    {"model.embed_tokens.weight", "token_embd.weight", VOCAB, DIM, 0, ALWAYS, NULL},
+    {"model.layers.0.input_layernorm.weight", "blk.0.attn_norm.weight", DIM, 0, 0, ALWAYS, NULL},
+    {"model.layers.0.self_attn.q_proj.weight", "blk.0.attn_q.weight", DIM, DIM, HEADS, ALWAYS, NULL},
+    {"model.layers.0.self_attn.k_proj.weight", "blk.0.attn_k.weight", KV_HEADS * HEAD_DIM, DIM, KV_HEADS, ALWAYS, NULL},
+    {"model.layers.0.self_attn.v_proj.weight", "blk.0.attn_v.weight", KV_HEADS * HEAD_DIM, DIM, 0, ALWAYS, NULL},
+    {"model.layers.0.self_attn.o_proj.weight", "blk.0.attn_output.weight", DIM, DIM, 0, ALWAYS, NULL},
+    {"model.layers.0.self_attn.q_norm.weight", "blk.0.attn_q_norm.weight", HEAD_DIM, 0, 0, QWEN3_ONLY, NULL},
+    {"model.layers.0.self_attn.k_norm.weight", "blk.0.attn_k_norm.weight", HEAD_DIM, 0, 0, QWEN3_ONLY, NULL},
+    {"model.layers.0.post_attention_layernorm.weight", "blk.0.ffn_norm.weight", DIM, 0, 0, ALWAYS, NULL},
+    {"model.layers.0.mlp.gate_proj.weight", "blk.0.ffn_gate.weight", DIM, DIM, 0, ALWAYS, NULL},
+    {"model.layers.0.mlp.up_proj.weight", "blk.0.ffn_up.weight", DIM, DIM, 0, ALWAYS, NULL},
+    {"model.layers.0.mlp.down_proj.weight", "blk.0.ffn_down.weight", DIM, DIM, 0, ALWAYS, NULL},
+    {"model.norm.weight", "output_norm.weight", DIM, 0, 0, ALWAYS, NULL},
+    {"lm_head.weight", "output.weight", VOCAB, DIM, 0, UNTIED_ONLY, NULL},
 };
 
 static const struct {
@@ -258,6 +260,21 @@ static const struct {
     {FL_Q8_0, FOLOLLM_WEIGHTS_Q8, 8},    {FL_Q4_0, FOLOLLM_WEIGHTS_Q4, 2},    {FL_Q4_K, FOLOLLM_WEIGHTS_Q4_K, 12},
     {FL_Q5_K, FOLOLLM_WEIGHTS_Q5_K, 13}, {FL_Q6_K, FOLOLLM_WEIGHTS_Q6_K, 14},
 };
+
+/* Types that are in files only. bound: NMSE of logits from what the blocks stand for, activations as floats. */
+static const struct {
+    fl_dtype type;
+    uint32_t number;
+    double bound;
+} file_types[] = {
+    {FL_Q4_1, 3, 3e-4},  {FL_Q5_0, 6, 1e-9},    {FL_Q5_1, 7, 3e-4},    {FL_Q2_K, 10, 2e-4},
+    {FL_Q3_K, 11, 1e-9}, {FL_IQ4_NL, 20, 1e-9}, {FL_IQ4_XS, 23, 1e-6}, {FL_MXFP4, 39, 1e-9},
+};
+
+/* Is a weight in a model? */
+static bool is_there(const weight *w, bool qwen3, bool untied) {
+    return w->when == ALWAYS || (w->when == QWEN3_ONLY ? qwen3 : untied);
+}
 
 static size_t weight_numbers(const weight *w) {
     return (size_t)w->rows * (w->cols != 0 ? w->cols : 1);
@@ -282,7 +299,7 @@ static void put_directory(test_host *h, bool qwen3) {
     for (size_t i = 0; i < FL_COUNT(weights); i++) {
         const weight *w = &weights[i];
         size_t end = at + weight_numbers(w) * sizeof(float);
-        if (w->qwen3_only && !qwen3) {
+        if (!is_there(w, qwen3, false)) {
             continue;
         }
         n += (size_t)snprintf(text + n, sizeof text - n, "%s\"%s\":{\"dtype\":\"F32\",\"shape\":[%u", i > 0 ? "," : "",
@@ -295,7 +312,7 @@ static void put_directory(test_host *h, bool qwen3) {
     put_number(&b, n, 8);
     put(&b, text, n);
     for (size_t i = 0; i < FL_COUNT(weights); i++) {
-        if (!weights[i].qwen3_only || qwen3) {
+        if (is_there(&weights[i], qwen3, false)) {
             put(&b, weights[i].values, weight_numbers(&weights[i]) * sizeof(float));
         }
     }
@@ -324,8 +341,129 @@ static fl_dtype type_of(const weight *w, fl_dtype type) {
     return w == &weights[0] && few ? FL_Q6_K : type;
 }
 
-/* The same checkpoint as a GGUF file of blocks; decoded: of the numbers that these stand for, as float32. */
-static void put_gguf(test_host *h, bool qwen3, fl_dtype type, bool decoded) {
+static uint32_t number_of(fl_dtype type) {
+    for (uint32_t i = 0; i < FL_COUNT(fl_gguf_dtypes); i++) {
+        if (fl_gguf_dtypes[i].type == type && fl_gguf_dtypes[i].name != NULL) {
+            return i;
+        }
+    }
+    return 0;
+}
+
+static void set_half(uint8_t *p, float value) {
+    uint16_t half = fl_f16_of_float(value);
+    p[0] = (uint8_t)half;
+    p[1] = (uint8_t)(half >> 8);
+}
+
+/* A row of any integers under scales that make weights of a usual size; the same for the same seed. */
+static void draw_row(fl_dtype type, uint64_t seed, uint8_t *row) {
+    random_state = fl_mix(seed);
+    for (size_t b = 0; b < fl_row_bytes(type, DIM); b++) {
+        row[b] = (uint8_t)random_next();
+    }
+    for (size_t b = 0; b < fl_row_bytes(type, DIM); b += fl_block_bytes(type)) {
+        float u = 1 + (float)(random_next() % 1024) / 2048, v = 1 + (float)(random_next() % 1024) / 2048;
+        switch (type) {
+        case FL_Q4_1:
+        case FL_Q5_1:
+            set_half(row + b, u * (type == FL_Q4_1 ? 0.008f : 0.004f));
+            set_half(row + b + 2, v * -0.06f);
+            break;
+        case FL_Q2_K:
+            set_half(row + b + 80, u * 0.002f);
+            set_half(row + b + 82, v * 0.003f);
+            break;
+        case FL_Q3_K:
+            set_half(row + b + 108, u * -0.0008f);
+            break;
+        case FL_MXFP4:
+            row[b] = (uint8_t)(119 + random_next() % 3);
+            break;
+        default:
+            set_half(row + b, u * (type == FL_Q5_0 ? 0.004f : type == FL_IQ4_NL ? -0.0005f : 0.00003f));
+            break;
+        }
+    }
+}
+
+/* A block of Q6_K: number i has two halves of its bits where the layout's table says. */
+static void hold_q6_k(const uint8_t *q3_k, const float *y, uint8_t *out) {
+    float d = fl_float_of_f16((uint16_t)(q3_k[108] | q3_k[109] << 8));
+    memset(out, 0, 210);
+    for (size_t i = 0; i < 256; i++) {
+        size_t g = i / 16, half = i / 128, run = i % 128 / 32, l = i % 32;
+        int low = g < 8 ? q3_k[96 + g] & 15 : q3_k[88 + g] >> 4;
+        int scale = low + 16 * (q3_k[104 + g % 4] >> (2 * (g / 4)) & 3) - 32;
+        int q = scale == 0 ? 32 : (int)lrintf(y[i] / (d * (float)scale)) + 32;
+        out[64 * half + run % 2 * 32 + l] |= (uint8_t)((q & 15) << (run < 2 ? 0 : 4));
+        out[128 + 32 * half + l] |= (uint8_t)(q >> 4 << (2 * run));
+        out[192 + g] = (uint8_t)scale;
+    }
+    memcpy(out + 208, q3_k + 108, 2);
+}
+
+/* The step of unit u of a row whose numbers are integers times it; 0: they are not. */
+static float step_of(fl_dtype type, const uint8_t *row, size_t u) {
+    const uint8_t *b = row + u * fl_block_bytes(type);
+    if (type == FL_Q5_0 || type == FL_IQ4_NL) {
+        return fl_float_of_f16((uint16_t)(b[0] | b[1] << 8));
+    }
+    if (type == FL_MXFP4) {
+        return ldexpf(1, b[0] - 128);
+    }
+    if (type == FL_IQ4_XS) {
+        int scale = (row[4 + u / 2] >> (4 * (u % 2)) & 15) + 16 * ((row[2] | row[3] << 8) >> (2 * u) & 3) - 32;
+        return fl_float_of_f16((uint16_t)(row[0] | row[1] << 8)) * (float)scale;
+    }
+    return 0;
+}
+
+/* What loading makes of a row, by other means: from the numbers, y, and the steps between them. */
+static void hold_row(fl_dtype type, const uint8_t *row, const float *y, uint8_t *out) {
+    if (type == FL_Q3_K) {
+        hold_q6_k(row, y, out);
+        return;
+    }
+    for (size_t u = 0; u < DIM / 32; u++, out += 34) {
+        float step = step_of(type, row, u);
+        set_half(out, step);
+        for (size_t i = 0; i < 32; i++) {
+            out[2 + i] = (uint8_t)(step != 0 ? lrintf(y[32 * u + i] / step) : 0);
+        }
+        if (step == 0 && type != FL_IQ4_XS) {
+            fl_quantise(FL_Q8_0, y + 32 * u, 32, out);
+        }
+    }
+}
+
+typedef enum row_form { BLOCKS, DECODED, HELD } row_form;
+
+/* Row r of a weight as blocks, as the floats that these stand for, or as the blocks that loading makes of them. */
+static void put_row(buffer *b, const weight *w, bool qwen3, size_t r, fl_dtype type, row_form form) {
+    uint8_t blocks[DIM * 2], held[DIM * 2];
+    float back[DIM];
+    bool in_files_only = fl_computed_type(type) != type;
+    if (in_files_only) {
+        draw_row(type, (uint64_t)(w - weights) << 32 | r, blocks);
+    } else {
+        fl_quantise_row(type, row_in_file(w, qwen3, r), w->cols, blocks);
+    }
+    fl_dequantise(type, blocks, w->cols, back);
+    if (form == DECODED) {
+        put(b, back, sizeof back);
+    } else if (form == HELD && in_files_only) {
+        hold_row(type, blocks, back, held);
+        put(b, held, fl_row_bytes(fl_computed_type(type), w->cols));
+    } else {
+        put(b, blocks, fl_row_bytes(type, w->cols));
+    }
+}
+
+/* The model as a GGUF file, of the directory's numbers or, if there is no encoder for the type, of others. embedding:
+ * 0, or the number of the type that it has instead, all zeros. */
+static void put_gguf(test_host *h, bool qwen3, bool untied, fl_dtype type, row_form form, uint32_t embedding) {
+    static const char *const names[] = {"blocks.gguf", "decoded.gguf", "held.gguf"};
     const char *arch = qwen3 ? "qwen3" : "llama";
     const struct {
         const char *key;
@@ -336,7 +474,7 @@ static void put_gguf(test_host *h, bool qwen3, fl_dtype type, bool decoded) {
                  {"attention.key_length", HEAD_DIM}};
     buffer b = {0}, data = {0};
     char key[96];
-    put_start(&b, qwen3 ? 13 : 11, FL_COUNT(sizes) + 2);
+    put_start(&b, (qwen3 ? 13u : 11u) + untied, FL_COUNT(sizes) + 2);
     put_key(&b, "general.architecture", FL_GGUF_STRING);
     put_text(&b, arch);
     for (size_t i = 0; i < FL_COUNT(sizes); i++) {
@@ -348,31 +486,48 @@ static void put_gguf(test_host *h, bool qwen3, fl_dtype type, bool decoded) {
     for (size_t i = 0; i < FL_COUNT(weights); i++) {
         const weight *w = &weights[i];
         fl_dtype t = type_of(w, type);
-        uint32_t number = 0;
-        if (w->qwen3_only && !qwen3) {
+        uint32_t number = w->cols == 0 || form == DECODED ? 0 : number_of(form == HELD ? fl_computed_type(t) : t);
+        if (!is_there(w, qwen3, untied)) {
             continue;
         }
-        for (size_t k = 0; k < FL_COUNT(block_types) && w->cols != 0 && !decoded; k++) {
-            number = block_types[k].type == t ? block_types[k].number : number;
-        }
         pad(&data, 32);
-        put_info(&b, w->gguf_name, w->rows, w->cols, number, data.n);
+        put_info(&b, w->gguf_name, w->rows, w->cols, i == 0 && embedding != 0 ? embedding : number, data.n);
         if (w->cols == 0) {
             put(&data, w->values, w->rows * sizeof(float));
         }
-        for (size_t r = 0; w->cols != 0 && r < w->rows; r++) {
-            uint8_t blocks[DIM * 2];
-            float back[DIM];
-            fl_quantise_row(t, row_in_file(w, qwen3, r), w->cols, blocks);
-            fl_dequantise(t, blocks, w->cols, back);
-            put(&data, decoded ? (const void *)back : blocks, decoded ? sizeof back : fl_row_bytes(t, w->cols));
+        for (size_t n = 0; i == 0 && embedding != 0 && n < w->rows * w->cols; n += fl_gguf_dtypes[embedding].numbers) {
+            static const uint8_t zeros[512];
+            put(&data, zeros, fl_gguf_dtypes[embedding].bytes);
+        }
+        for (size_t r = 0; w->cols != 0 && (i != 0 || embedding == 0) && r < w->rows; r++) {
+            put_row(&data, w, qwen3, r, t, form);
         }
     }
     pad(&b, 32);
     put(&b, data.bytes, data.n);
-    host_put(h, decoded ? "decoded.gguf" : "blocks.gguf", b.bytes, b.n);
+    host_put(h, names[form], b.bytes, b.n);
     buffer_free(&b);
     buffer_free(&data);
+}
+
+/* Loading takes what was planned; the names of the types. */
+static void check_load(test_host *h, const char *path, folollm_weights asked, const char *weights_name,
+                       const char *stored) {
+    folollm_options o = {.host = &h->hooks, .weights = asked};
+    folollm_memory plan = {0};
+    folollm_info info;
+    folollm *f = NULL;
+    h->peak = h->live;
+    CHECK(folollm_plan(path, &o, &plan, NULL) == FOLOLLM_OK);
+    if (!CHECK(folollm_load(path, &o, &f, NULL) == FOLOLLM_OK)) {
+        return;
+    }
+    CHECK_TEXT(h->live == plan.allocated && h->peak <= plan.allocated + plan.temporary, "loading takes what it planned");
+    folollm_get_info(f, &info);
+    if (!CHECK(strcmp(info.weights, weights_name) == 0 && strcmp(info.stored, stored) == 0)) {
+        printf("    \"%s\", \"%s\" instead of \"%s\", \"%s\"\n", info.weights, info.stored, weights_name, stored);
+    }
+    folollm_free(f);
 }
 
 /* Blocks in a file against the same blocks made while loading, and against the numbers that they stand for. */
@@ -385,19 +540,17 @@ static void test_blocks(bool qwen3, size_t i) {
     folollm_options plain = {.host = &h.hooks, .weights = FOLOLLM_WEIGHTS_F32};
     folollm_options floats = {.host = &h.hooks, .float_activations = 1};
     put_directory(&h, qwen3);
-    put_gguf(&h, qwen3, block_types[i].type, false);
-    put_gguf(&h, qwen3, block_types[i].type, true);
+    put_gguf(&h, qwen3, false, block_types[i].type, BLOCKS, 0);
+    put_gguf(&h, qwen3, false, block_types[i].type, DECODED, 0);
     float *a = logits_of("mem", &converted, &vocab), *b = logits_of("mem/blocks.gguf", &as_stored, &vocab);
     CHECK_TEXT(a != NULL && b != NULL && memcmp(a, b, n * sizeof *a) == 0, "blocks keep their bits");
     float *c = logits_of("mem/decoded.gguf", &as_stored, &vocab), *d = logits_of("mem/blocks.gguf", &plain, &vocab);
     CHECK_TEXT(c != NULL && d != NULL && memcmp(c, d, n * sizeof *c) == 0, "blocks are decoded as the reference does");
-    folollm_memory plan = {0};
-    folollm *f = NULL;
-    h.peak = h.live;
-    CHECK(folollm_plan("mem/blocks.gguf", &as_stored, &plan, NULL) == FOLOLLM_OK);
-    CHECK(folollm_load("mem/blocks.gguf", &as_stored, &f, NULL) == FOLOLLM_OK);
-    CHECK_TEXT(h.live == plan.allocated && h.peak <= plan.allocated + plan.temporary, "loading takes what was planned");
-    folollm_free(f);
+    bool few = type_of(&weights[0], block_types[i].type) != block_types[i].type;
+    char both[32];
+    snprintf(both, sizeof both, few ? "%s, q6_k" : "%s", fl_dtype_name(block_types[i].type));
+    check_load(&h, "mem/blocks.gguf", FOLOLLM_WEIGHTS_AS_STORED, few ? "mixed" : both, both);
+    CHECK(number_of(block_types[i].type) == block_types[i].number);
     float *e = logits_of("mem/blocks.gguf", &floats, &vocab);
     CHECK_TEXT(e != NULL && c != NULL && nmse(e, c, n) < 1e-9, "blocks times floats");
     CHECK(b != NULL && c != NULL && nmse(b, c, n) < 1e-3);
@@ -406,6 +559,47 @@ static void test_blocks(bool qwen3, size_t i) {
     free(c);
     free(d);
     free(e);
+    CHECK(host_is_clean(&h));
+    host_free(&h);
+}
+
+/* Blocks that are in files only against a file of what they become, against the numbers that they stand for, and as
+ * another type that is asked for. */
+static void test_file_type(bool qwen3, size_t i) {
+    static test_host h;
+    host_init(&h, true);
+    uint32_t vocab = 0;
+    size_t n = (size_t)N_IDS * VOCAB;
+    fl_dtype type = file_types[i].type;
+    const char *name = fl_dtype_name(type), *computed = fl_dtype_name(fl_computed_type(type));
+    char stored[64];
+    folollm_options as_stored = {.host = &h.hooks}, plain = {.host = &h.hooks, .weights = FOLOLLM_WEIGHTS_F32};
+    folollm_options floats = {.host = &h.hooks, .float_activations = 1};
+    folollm_options other = {.host = &h.hooks, .weights = FOLOLLM_WEIGHTS_Q8_ROW};
+    for (int form = BLOCKS; form <= HELD; form++) {
+        put_gguf(&h, qwen3, !qwen3, type, (row_form)form, 0);
+    }
+    CHECK(number_of(type) == file_types[i].number);
+    float *a = logits_of("mem/blocks.gguf", &as_stored, &vocab), *b = logits_of("mem/held.gguf", &as_stored, &vocab);
+    CHECK_TEXT(a != NULL && b != NULL && memcmp(a, b, n * sizeof *a) == 0, "blocks are what they become");
+    float *c = logits_of("mem/decoded.gguf", &as_stored, &vocab), *d = logits_of("mem/blocks.gguf", &plain, &vocab);
+    CHECK_TEXT(c != NULL && d != NULL && memcmp(c, d, n * sizeof *c) == 0, "blocks are decoded as the reference does");
+    float *e = logits_of("mem/decoded.gguf", &other, &vocab), *f = logits_of("mem/blocks.gguf", &other, &vocab);
+    CHECK_TEXT(e != NULL && f != NULL && memcmp(e, f, n * sizeof *e) == 0, "and converted as floats are");
+    float *g = logits_of("mem/blocks.gguf", &floats, &vocab);
+    if (CHECK(a != NULL && c != NULL && g != NULL)) {
+        CHECK(nmse(g, c, n) < file_types[i].bound && nmse(a, c, n) < 1e-3);
+        printf("%s as %s: NMSE %.2g to its numbers as floats, %.2g with float activations\n", name, computed,
+               nmse(a, c, n), nmse(g, c, n));
+    }
+    snprintf(stored, sizeof stored, "%s as %s", name, computed);
+    check_load(&h, "mem/blocks.gguf", FOLOLLM_WEIGHTS_AS_STORED, computed, stored);
+    snprintf(stored, sizeof stored, "%s as q4_k and q6_k", name);
+    check_load(&h, "mem/blocks.gguf", FOLOLLM_WEIGHTS_Q4_K, type == FL_Q3_K ? "mixed" : "q4_k", stored);
+    float *all[] = {a, b, c, d, e, f, g};
+    for (size_t k = 0; k < FL_COUNT(all); k++) {
+        free(all[k]);
+    }
     CHECK(host_is_clean(&h));
     host_free(&h);
 }
@@ -644,6 +838,34 @@ static void hostile(const char *name, const uint8_t *bytes, size_t n, int expect
                (unsigned long long)host.live, (unsigned long long)host.peak, n);
     }
     n_cases++;
+}
+
+/* What no type here is made for is refused by its name, and all that are read are named. */
+static void test_refused(void) {
+    unsigned n = 0;
+    for (uint32_t type = 0; type < FL_COUNT(fl_gguf_dtypes); type++) {
+        if (fl_gguf_dtypes[type].name == NULL || fl_gguf_dtypes[type].type != FL_DTYPE_OTHER) {
+            continue;
+        }
+        put_gguf(&host, false, false, FL_Q8_0, BLOCKS, type);
+        const host_file *f = host_find(&host, "blocks.gguf");
+        hostile(fl_gguf_dtypes[type].name, f->bytes, f->n, FOLOLLM_E_UNSUPPORTED);
+        CHECK(strstr(error.text, fl_gguf_dtypes[type].name) != NULL && strstr(error.text, "MXFP4 are read") != NULL);
+        n++;
+    }
+    CHECK(n == 19);
+}
+
+/* Files of each type that end too early, by a byte or by much. */
+static void test_cut(void) {
+    for (size_t i = 0; i < FL_COUNT(file_types); i++) {
+        put_gguf(&host, true, false, file_types[i].type, BLOCKS, 0);
+        const host_file *f = host_find(&host, "blocks.gguf");
+        for (size_t n = f->n - 1; n > f->n / 2; n -= 1 + f->n / 16) {
+            hostile("cut", f->bytes, n, FOLOLLM_E_FORMAT);
+            CHECK(strstr(error.text, "truncated") != NULL);
+        }
+    }
 }
 
 /* A sound file of one layer that everything below is a change of. */
@@ -998,9 +1220,29 @@ static void test_infos(void) {
     tensor_case("data that is not there", &b, 3, FOLOLLM_E_FORMAT);
     for (uint32_t type = 0; type < FL_COUNT(fl_gguf_dtypes); type++) { /* 40 rows of 8 f16 are 640 bytes */
         change c = {.matrix_type = type};
-        hostile_change("the embedding has another type", &c, type == 1 || type == 30 || type == 0 ? ANY : REFUSED);
+        bool has_blocks = fl_gguf_dtypes[type].name != NULL && fl_gguf_dtypes[type].numbers > 1;
+        hostile_change("the embedding has another type", &c,
+                       has_blocks ? FOLOLLM_E_FORMAT : type == 1 || type == 30 || type == 0 ? ANY : REFUSED);
+        CHECK(!has_blocks || strstr(error.text, "whole blocks") != NULL);
     }
     buffer_free(&b);
+}
+
+/* Rows of 8, of half a block and of one and a half: each type that comes in blocks says how many there must be. And
+ * vectors, which do not come in blocks. */
+static void test_rows(void) {
+    for (uint32_t type = 0; type < FL_COUNT(fl_gguf_dtypes); type++) {
+        uint32_t numbers = fl_gguf_dtypes[type].numbers;
+        const uint64_t rows[] = {8, numbers / 2, numbers + numbers / 2, numbers - 1, numbers + 1, 2 * numbers - 1};
+        for (size_t i = 0; i < FL_COUNT(rows) && numbers > 1; i++) {
+            const uint64_t sizes[] = {rows[i], 4};
+            buffer b = {0};
+            put_shape(&b, "more", 2, sizes, type, sound_offset);
+            tensor_case("rows that are no whole blocks", &b, 4096, FOLOLLM_E_FORMAT);
+            CHECK(strstr(error.text, "whole blocks") != NULL && strstr(error.text, fl_gguf_dtypes[type].name) != NULL);
+            buffer_free(&b);
+        }
+    }
 }
 
 /* Sizes of every magnitude against arithmetic of 128 bits: what does not fit the file is never taken. */
@@ -1177,10 +1419,16 @@ int main(void) {
         test_blocks(false, i);
         test_blocks(true, i);
     }
+    for (size_t i = 0; i < FL_COUNT(file_types); i++) {
+        test_file_type(false, i);
+        test_file_type(true, i);
+    }
+    host_init(&host, true);
+    test_refused();
+    test_cut();
     for (size_t i = 0; i < FL_COUNT(weights); i++) {
         free(weights[i].values);
     }
-    host_init(&host, true);
     test_bytes();
     test_start();
     test_alignment();
@@ -1188,6 +1436,7 @@ int main(void) {
     test_entries();
     test_lengths();
     test_infos();
+    test_rows();
     test_products();
     test_rope();
     test_split();

@@ -263,6 +263,14 @@ def test_many_lines():
               for a in lines), "the same prompt and seed give the same ids, whatever runs beside", lines[:3])
 
 
+def test_info():
+    """Which types the file has, and what became of them."""
+    for more, weights, stored in (([], "bf16", "bf16"), (["--weights", "q8"], "q8", "bf16 as q8")):
+        status, out, err = tool("info", *more)
+        lines = dict(re.split(" +", line, maxsplit=1) for line in out.decode().splitlines() if " " in line.strip())
+        check(status == 0 and lines.get("weights") == weights and lines.get("stored") == stored, f"info {more}", lines)
+
+
 def test_quantize():
     """What quantize writes answers as the model converted while loading does, and is mapped."""
     with tempfile.TemporaryDirectory() as d:

@@ -57,12 +57,32 @@ static void fl_info_quantised(const fl_weights *w, char *text, size_t room) {
     }
 }
 
+/* "bf16 as q4 and q6_k", "q3_k as q6_k, q4_k": what matrices are in the file and, if it is not the same, as what they
+ * are computed. */
+static void fl_stored_names(const fl_weights *w, char *out, size_t room) {
+    size_t n = 0;
+    for (unsigned i = 0; i < FL_DTYPE_COUNT; i++) {
+        const char *before = " as ";
+        uint32_t computed = w->stored[i];
+        if (computed != 0) {
+            n += fl_format(out + n, room - n, "%s%s", n > 0 ? ", " : "", fl_dtype_name((fl_dtype)i));
+        }
+        for (unsigned to = 0; to < FL_DTYPE_COUNT && computed != 1u << i; to++) {
+            if ((computed >> to & 1) != 0) {
+                n += fl_format(out + n, room - n, "%s%s", before, fl_dtype_name((fl_dtype)to));
+                before = " and ";
+            }
+        }
+    }
+}
+
 static void fl_info_model(const folollm *f, folollm_info *info) {
     const fl_weights *w = &f->checkpoint->weights;
     const fl_config *c = &w->config;
     fl_copy_name(info->architecture, sizeof info->architecture, c->architecture);
     fl_copy_name(info->weights, sizeof info->weights, fl_weights_name(w));
     fl_info_quantised(w, info->quantised, sizeof info->quantised);
+    fl_stored_names(w, info->stored, sizeof info->stored);
     fl_copy_name(info->kernels, sizeof info->kernels, f->settings.kernels->name);
     info->n_params = w->n_params;
     info->n_layers = c->n_layers;

@@ -5,8 +5,9 @@ FL_LOCAL size_t fl_dtype_bytes(fl_dtype type) {
 }
 
 FL_LOCAL const char *fl_dtype_name(fl_dtype type) {
-    static const char *const names[] = {"f32", "f16", "bf16", "q8", "q8_row", "q4", "q4_k", "q5_k", "q6_k",
-                                        "q4_zero"};
+    static const char *const names[] = {"f32",     "f16",  "bf16", "q8",   "q8_row", "q4",   "q4_k",   "q5_k",
+                                        "q6_k",    "q4_zero", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k",  "iq4_nl",
+                                        "iq4_xs",  "mxfp4"};
     return type < FL_DTYPE_COUNT ? names[type] : "other";
 }
 

@@ -15,11 +15,23 @@ typedef enum fl_dtype {
     FL_Q5_K,
     FL_Q6_K,
     FL_Q4_ZERO, /* 4 bits, a scale and a zero point for 32: packed.h */
+    FL_Q4_1, /* from here on only in files: loading moves them to one of those above */
+    FL_Q5_0,
+    FL_Q5_1,
+    FL_Q2_K,
+    FL_Q3_K,
+    FL_IQ4_NL,
+    FL_IQ4_XS,
+    FL_MXFP4,
     FL_DTYPE_COUNT,
-    FL_DTYPE_OTHER = FL_DTYPE_COUNT /* in a file: named, sized, but nothing computes with it */
+    FL_DTYPE_OTHER = FL_DTYPE_COUNT /* in a file: named, sized, but never read */
 } fl_dtype;
 
-FL_LOCAL size_t fl_dtype_bytes(fl_dtype type);     /* of one number; F32, F16 and BF16 only */
+FL_INLINE bool fl_is_plain(fl_dtype type) {
+    return type <= FL_BF16;
+}
+
+FL_LOCAL size_t fl_dtype_bytes(fl_dtype type);     /* of one number; plain types only */
 FL_LOCAL const char *fl_dtype_name(fl_dtype type); /* "f32", "bf16", "q4_k"; FL_Q8_0 is "q8", FL_Q4_0 "q4" */
 
 FL_INLINE float fl_float_of_bf16(uint16_t b) {

@@ -73,7 +73,7 @@ static void fl_read_row(const fl_convert_job *j, size_t row, float *x) {
         return;
     }
     const uint8_t *from = j->c->raw + row * fl_row_bytes(j->from, j->n_cols);
-    if (fl_is_packed(j->from)) {
+    if (!fl_is_plain(j->from)) {
         fl_dequantise(j->from, from, fl_div_up(j->n_cols, fl_block_numbers(j->from)) * fl_block_numbers(j->from), x);
     } else {
         fl_to_float(j->from, from, j->n_cols, x);
@@ -94,6 +94,27 @@ static void fl_merge_row(const fl_merged *merged, size_t row, size_t n, float *x
     }
 }
 
+/* A row of what is in raw into blocks, or what a plain row is in memory: moved if no number changes. x: room for the
+ * row's numbers, zeros behind them. */
+static void fl_convert_row(const fl_convert_job *j, size_t row, float *x, uint8_t *out) {
+    bool moves = j->to == fl_computed_type(j->from) && j->merged->n == 0;
+    if (moves && j->quantised != NULL) {
+        fl_quantised_row(j->quantised, row, (uint8_t *)x, out);
+        return;
+    }
+    if (moves) {
+        fl_move_blocks(j->from, j->c->raw + row * fl_row_bytes(j->from, j->n_cols), j->n_cols, out);
+        return;
+    }
+    fl_read_row(j, row, x);
+    fl_merge_row(j->merged, j->first + row, j->n_cols, x);
+    if (fl_is_packed(j->to)) {
+        fl_quantise_row(j->to, x, j->n_cols, out);
+    } else {
+        fl_convert_plain(j->to, x, j->n_cols, out);
+    }
+}
+
 /* The rows of a panel. */
 static void fl_convert_task(void *context, size_t task, size_t slot) {
     const fl_convert_job *j = context;
@@ -108,17 +129,7 @@ static void fl_convert_task(void *context, size_t task, size_t slot) {
     }
     memset(x + j->n_cols, 0, (fl_slot_floats(j->n_cols) - j->n_cols) * sizeof *x);
     for (size_t r = 0; r < n; r++) {
-        if (j->from == j->to && j->merged->n == 0) {
-            fl_quantised_row(j->quantised, first + r, (uint8_t *)x, rows + r * row_bytes);
-            continue;
-        }
-        fl_read_row(j, first + r, x);
-        fl_merge_row(j->merged, j->first + first + r, j->n_cols, x);
-        if (fl_is_packed(j->to)) {
-            fl_quantise_row(j->to, x, j->n_cols, rows + r * row_bytes);
-        } else {
-            fl_convert_plain(j->to, x, j->n_cols, out + r * row_bytes);
-        }
+        fl_convert_row(j, first + r, x, (fl_is_packed(j->to) ? rows : out) + r * row_bytes);
     }
     if (fl_is_packed(j->to)) {
         fl_pack(j->to, rows, n, j->n_cols, out);

@@ -42,7 +42,7 @@ typedef struct fl_merged {
 } fl_merged;
 
 /* (n_rows, n_cols) of a plain type, or rows of blocks -> fl_matrix_bytes of `to` at out. Blocks of the type they
- * already have keep their bits, unless something is added. */
+ * already have keep their bits, and to their computed type they are moved (blocks.h), unless something is added. */
 FL_LOCAL folollm_status fl_convert(fl_converter *c, const fl_rows_in_file *rows, fl_dtype from, size_t n_rows,
                                    size_t n_cols, const fl_merged *merged, fl_dtype to, void *out,
                                    folollm_error *error);

@@ -76,7 +76,7 @@ static const fl_tensor *fl_bind_named(const fl_binder *b, fl_role role, const ch
 /* A matrix that folollm_quantize wrote: NAME.q4_k and so on, panel by panel as packed.h says. NULL: there is none. */
 static const fl_tensor *fl_bind_packed(const fl_binder *b, fl_role role, char *name, size_t room, fl_dtype *type) {
     const fl_tensor *t = NULL;
-    for (int i = FL_Q8_0; i < FL_DTYPE_COUNT && t == NULL && !b->w->is_gguf; i++) {
+    for (int i = FL_Q8_0; fl_is_packed((fl_dtype)i) && t == NULL && !b->w->is_gguf; i++) {
         char suffix[16];
         fl_format(suffix, sizeof suffix, ".%s", fl_dtype_name((fl_dtype)i));
         *type = (fl_dtype)i;
@@ -142,11 +142,12 @@ static folollm_status fl_bind_find(const fl_binder *b, fl_role role, size_t n_ro
                        all->files[t->file].path, &t->name, rows, cols, (uint64_t)t->n_dims, t->type_name, implied,
                        (uint64_t)n_rows, (uint64_t)n_cols);
     }
-    if (*type == FL_DTYPE_OTHER || (n_cols == 0 && fl_is_packed(*type))) {
-        return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED, "%s: tensor %S has type %s; %s are computed",
+    if (*type == FL_DTYPE_OTHER || (n_cols == 0 && !fl_is_plain(*type))) {
+        return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED, "%s: tensor %S has type %s; %s are read",
                        all->files[t->file].path, &t->name, t->type_name,
-                       !b->w->is_gguf || n_cols == 0 ? "BF16, F16 and F32"
-                                                     : "F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K and Q6_K");
+                       !b->w->is_gguf || n_cols == 0
+                           ? "BF16, F16 and F32"
+                           : "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS and MXFP4");
     }
     found->t = t;
     return FOLOLLM_OK;
@@ -282,7 +283,7 @@ static fl_dtype fl_bind_type(folollm_weights asked, fl_dtype stored, size_t n_co
     static const fl_dtype types[] = {FL_F32,  FL_F16,  FL_BF16, FL_Q8_0, FL_Q8_ROW,
                                      FL_Q4_0, FL_Q4_K, FL_Q5_K, FL_Q6_K}; /* from FOLOLLM_WEIGHTS_F32 on */
     if (asked == FOLOLLM_WEIGHTS_AS_STORED) {
-        return stored;
+        return fl_computed_type(stored);
     }
     fl_dtype type = types[asked - FOLOLLM_WEIGHTS_F32];
     if (is_head && (type == FL_Q4_0 || type == FL_Q4_K || type == FL_Q5_K)) {
@@ -377,12 +378,14 @@ static folollm_status fl_bind_part(fl_binder *b, fl_matrix *m, fl_role role, fl_
     m->n_cols = n_cols;
     part->n_rows = n_rows;
     part->type = fl_bind_type(b->w->asked, found.type, n_cols, is_head);
-    b->w->types[part->type] = b->w->types[part->type] || !is_head || part->type == found.type;
+    b->w->types[part->type] = b->w->types[part->type] || !is_head || part->type == fl_computed_type(found.type);
     FL_TRY(fl_bind_may_become(b, &found, part->type));
     if (found.is_quantised) {
         b->w->quantised_bytes = fl_max(b->w->quantised_bytes, fl_quantised_bytes(&found.quantised));
         b->w->quantised_type = part->type;
         b->w->quantised_loss = fl_quantised_loss(&found.quantised, part->type);
+    } else {
+        b->w->stored[found.type] |= 1u << part->type;
     }
     FL_TRY(b->out != NULL ? fl_bind_write(b, role, &found, n_rows, n_cols, part->type)
                           : fl_bind_data(b, role, &found, n_cols, part));

@@ -31,7 +31,8 @@ typedef struct fl_weights {
     uint64_t merged;     /* fingerprint of them; 0: none */
     uint64_t mapped_bytes, n_params, done_bytes, total_bytes;
     folollm_weights asked;      /* what matrices are to be */
-    bool types[FL_DTYPE_COUNT]; /* which matrices have; a head that was converted does not count */
+    bool types[FL_DTYPE_COUNT]; /* which matrices have; a head that was given another does not count */
+    uint32_t stored[FL_DTYPE_COUNT]; /* of each type in the file, bits: as which types it is computed */
     bool is_gguf;
     bool converts;              /* is one of them packed, or of another type in its file? */
     bool ordered;               /* have some columns in an order of their own? */

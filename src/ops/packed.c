@@ -13,7 +13,7 @@ static size_t fl_unit_bytes(fl_dtype type) {
 }
 
 FL_LOCAL size_t fl_row_bytes(fl_dtype type, size_t n_cols) {
-    if (!fl_is_packed(type)) {
+    if (fl_is_plain(type)) {
         return n_cols * fl_dtype_bytes(type);
     }
     if (type == FL_Q8_ROW || type == FL_Q4_ZERO) {

@@ -63,8 +63,8 @@ FL_INLINE size_t fl_units(size_t n_cols) {
 /* Columns that the blocks of a type go up to; n_cols of q4_k, q5_k and q6_k must be whole blocks. */
 FL_LOCAL bool fl_packs(fl_dtype type, size_t n_cols);
 
-/* Bytes of a row before packing: blocks as in GGUF; q8_row: a float scale, then the integers; q4_zero: of each unit an
- * f16 scale, a byte for its zero point, then bits as q4 has them. */
+/* Bytes of a row before packing: blocks as in GGUF, those that are in files only too; q8_row: a float scale, then the
+ * integers; q4_zero: of each unit an f16 scale, a byte for its zero point, then bits as q4 has them. */
 FL_LOCAL size_t fl_row_bytes(fl_dtype type, size_t n_cols);
 
 /* Bytes of n_units of 16 rows, of what stands before the first chunk of a panel, and of a panel. */
