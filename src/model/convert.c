@@ -48,6 +48,7 @@ typedef struct fl_convert_job {
     const fl_converter *c;
     fl_dtype from, to;
     size_t n_rows, n_cols; /* of what is in raw */
+    bool pack;
     uint8_t *out;
 } fl_convert_job;
 
@@ -71,6 +72,11 @@ static void fl_read_row(fl_dtype from, const uint8_t *row, size_t n, float *x) {
     }
 }
 
+/* Where row `first` of the result begins. */
+static size_t fl_convert_at(const fl_convert_job *j, size_t first) {
+    return j->pack ? fl_matrix_bytes(j->to, first, j->n_cols) : first * fl_row_bytes(j->to, j->n_cols);
+}
+
 /* The rows of a panel. */
 static void fl_convert_task(void *context, size_t task, size_t slot) {
     const fl_convert_job *j = context;
@@ -78,23 +84,22 @@ static void fl_convert_task(void *context, size_t task, size_t slot) {
     size_t in_bytes = fl_row_bytes(j->from, j->n_cols), row_bytes = fl_row_bytes(j->to, j->n_cols);
     const uint8_t *in = j->c->raw + first * in_bytes;
     float *x = (float *)(void *)(j->c->slots + slot * j->c->slot_bytes);
-    uint8_t *rows = (uint8_t *)(x + fl_slot_floats(j->n_cols));
-    uint8_t *out = j->out + fl_matrix_bytes(j->to, first, j->n_cols);
-    if (j->from == j->to) {
-        fl_pack(j->to, in, n, j->n_cols, out);
-        return;
-    }
+    uint8_t *out = j->out + fl_convert_at(j, first);
+    bool packs = fl_is_packed(j->to) && j->pack;
+    uint8_t *rows = packs ? (uint8_t *)(x + fl_slot_floats(j->n_cols)) : out;
     memset(x + j->n_cols, 0, (fl_slot_floats(j->n_cols) - j->n_cols) * sizeof *x);
-    for (size_t r = 0; r < n; r++) {
+    for (size_t r = 0; r < n && j->from != j->to; r++) {
         fl_read_row(j->from, in + r * in_bytes, j->n_cols, x);
         if (fl_is_packed(j->to)) {
             fl_quantise_row(j->to, x, j->n_cols, rows + r * row_bytes);
         } else {
-            fl_convert_plain(j->to, x, j->n_cols, out + r * row_bytes);
+            fl_convert_plain(j->to, x, j->n_cols, rows + r * row_bytes);
         }
     }
-    if (fl_is_packed(j->to)) {
-        fl_pack(j->to, rows, n, j->n_cols, out);
+    if (packs) {
+        fl_pack(j->to, j->from == j->to ? in : rows, n, j->n_cols, out);
+    } else if (j->from == j->to) {
+        memcpy(out, in, n * row_bytes);
     }
 }
 
@@ -105,7 +110,8 @@ FL_LOCAL folollm_status fl_read_rows(const fl_rows_in_file *rows, size_t first, 
         return fl_file_read(rows->file, rows->offset + first * rows->row_bytes, out, n_rows * rows->row_bytes, error);
     }
     for (size_t i = 0; i < n_rows; i++) {
-        size_t head = (first + i) / d, row = (first + i) % d, from = head * d + row % half * 2 + row / half;
+        size_t head = (first + i) / d, row = (first + i) % d;
+        size_t from = head * d + (rows->to_neighbours ? row % 2 * half + row / 2 : row % half * 2 + row / half);
         FL_TRY(fl_file_read(rows->file, rows->offset + from * rows->row_bytes, (uint8_t *)out + i * rows->row_bytes,
                             rows->row_bytes, error));
     }
@@ -113,12 +119,13 @@ FL_LOCAL folollm_status fl_read_rows(const fl_rows_in_file *rows, size_t first, 
 }
 
 FL_LOCAL folollm_status fl_convert(fl_converter *c, const fl_rows_in_file *rows, fl_dtype from, size_t n_rows,
-                                   size_t n_cols, fl_dtype to, void *out, folollm_error *error) {
+                                   size_t n_cols, fl_dtype to, bool pack, void *out, folollm_error *error) {
     size_t most = c->raw_bytes / rows->row_bytes / FL_PANEL * FL_PANEL;
     for (size_t first = 0; first < n_rows; first += most) {
         size_t n = fl_min(n_rows - first, most);
         FL_TRY(fl_read_rows(rows, first, n, c->raw, error));
-        fl_convert_job job = {c, from, to, n, n_cols, (uint8_t *)out + fl_matrix_bytes(to, first, n_cols)};
+        fl_convert_job job = {c, from, to, n, n_cols, pack, out};
+        job.out += fl_convert_at(&job, first);
         fl_pool_run(c->pool, fl_div_up(n, FL_PANEL), fl_convert_task, &job);
     }
     return FOLOLLM_OK;
