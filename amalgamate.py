@@ -19,19 +19,21 @@ ROOT = os.path.dirname(os.path.abspath(__file__))
 
 FLOORS = [
     ("base", "base.h error.h error.c memory.h memory.c map.h map.c utf8.h utf8.c math.h math.c os.h os.c pool.h pool.c"),
-    ("formats", "json.h json.c dtype.h dtype.c blocks.h blocks.c safetensors.h safetensors.c safetensors_write.h safetensors_write.c gguf.h gguf.c"),
+    ("formats", "json.h json.c dtype.h dtype.c blocks.h blocks.c safetensors.h safetensors.c "
+                "safetensors_write.h safetensors_write.c gguf.h gguf.c gguf_write.h gguf_write.c"),
     ("text", "unicode.h unicode.c pretokenize.h pretokenize.c vocab.h vocab.c bpe.h bpe.c added.h added.c normalize.h "
              "normalize.c tokenizer.h tokenizer_impl.h tokenizer_build.h tokenizer_build.c tokenizer_parts.c "
              "tokenizer_load.c tokenizer.c detokenize.c chat.h chat_template.c chat.c tokenizer_gguf.h "
-             "tokenizer_gguf.c"),
+             "tokenizer_gguf.c tokenizer_gguf_write.h tokenizer_gguf_write.c"),
     ("ops", "ops.h packed.h packed.c kernels.h vec_scalar.h vec_avx2.h vec_avx512.h vec_neon.h packed.inc dots.inc "
             "kernels.inc kernels.c cpu.h cpu.c"),
     ("model", "config_quantised.h config_quantised.c config.h config.c config_gguf.h config_gguf.c adapter.h adapter.c "
-              "rope.h rope.c quantised.h quantised.c convert.h convert.c weights.h weights.c "
-              "generation.h generation.c runner.h runner.c"),
-    ("engine", "pages.h pages.c sampler.h sampler.c stream.h stream.c worker.h worker.c adapters.h adapters.c sequences.h sequences.c "
+              "rope.h rope.c config_gguf_write.h config_gguf_write.c quantised.h quantised.c convert.h convert.c "
+              "weights.h weights.c generation.h generation.c runner.h runner.c"),
+    ("engine", "pages.h pages.c sampler.h sampler.c stream.h stream.c worker.h worker.c adapters.h adapters.c "
+               "sequences.h sequences.c "
                "executor.h executor.c scheduler.h scheduler.c driver.h driver.c snapshot.h snapshot.c"),
-    ("api", "engine.h load.c api.c"),
+    ("api", "engine.h load.c quantize.c api.c"),
 ]
 KERNELS = ["ops/cuda.cu"]
 # A host's -ffast-math must not move bits, and its -O1 must not leave out the vzeroupper without which the code that is

@@ -221,6 +221,7 @@ typedef struct folollm_options {
                                     the other; matrices they touch are copied. folollm_share ignores them */
     size_t n_merges;
     int float_activations;     /* 1: packed weights are multiplied as floats: slow, to see what integers cost */
+    int gguf;                  /* 1: folollm_quantize writes a GGUF file */
 } folollm_options;
 
 /* Bytes by class. `allocated` is what the handle takes from the host's allocator and keeps until it is freed;
@@ -291,9 +292,19 @@ FOLOLLM_API folollm_status folollm_load(const char *path, const folollm_options 
 /* Write the weights of a checkpoint directory, as load with options->weights would have them, as one safetensors file
  * to the host, front to back: write gets the next n_bytes and returns 0, or else this call fails with FOLOLLM_E_IO.
  * Beside the directory's other files this is a checkpoint that loads without converting anything. Matrices of 8 bits
- * and less are tensors NAME.TYPE of bytes, packed as the kernels read them, and used where they lie when mapped. Of
- * options, host, n_threads and weights count. Columns in an order of their own (act-order) are not written as they are:
- * FOLOLLM_E_UNSUPPORTED, another type must be asked for. Holds one tensor at a time. */
+ * and less are tensors NAME.TYPE of bytes, packed as the kernels read them, and used where they lie when mapped.
+ *
+ * With options->gguf, from a directory or a GGUF file, write gets a GGUF file (version 3) with the configuration, the
+ * tokenizer and the chat template, for this library and for llama.cpp. All types but q8_row; rows that are no multiple
+ * of 32 are f16 instead of any packed type. mistral becomes llama. From a GGUF file all metadata is kept; from a
+ * directory, what generation_config.json says about sampling is lost, and what the format or llama.cpp cannot say is
+ * FOLOLLM_E_UNSUPPORTED by name, before the first write: RoPE of type ntk or dynamic, llama3 in qwen models, a tokenizer
+ * that would give other ids, packed tensors. llama.cpp passes over sliding windows and some settings of yarn, which
+ * this library reads back.
+ *
+ * Columns of quantised directories that have an order of their own (act-order) are not written as they are, nor is
+ * q4_zero to GGUF: FOLOLLM_E_UNSUPPORTED, another type must be asked for. Of options, host, n_threads, weights, merges
+ * and gguf count. Holds one tensor at a time, and first the tokenizer. */
 FOLOLLM_API folollm_status folollm_quantize(const char *path, const folollm_options *options,
                                             int (*write)(void *user, const void *bytes, size_t n_bytes), void *user,
                                             folollm_error *error);

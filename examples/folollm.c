@@ -229,7 +229,8 @@ static const option options[] = {
     {"--plain", NULL, TOKENIZE, KIND_FLAG, AT(plain), 0, 0, "no BOS or EOS, and special tokens are plain text"},
     {"--ids", "IDS", LOGITS, KIND_TEXT, AT(ids), 0, 0, "the tokens, as 1,2,3; - for stdin"},
     {"-o", "FILE", LOGITS, KIND_TEXT, AT(output), 0, 0, "float32, little-endian, (ids, vocab)"},
-    {"-o", "DIRECTORY", QUANTIZE, KIND_TEXT, AT(output), 0, 0, "where the checkpoint goes; made if it is not there"},
+    {"-o", "PATH", QUANTIZE, KIND_TEXT, AT(output), 0, 0,
+     "a GGUF file, if it ends in .gguf; else a directory, made if it is not there"},
     {"--chunk", "N", LOGITS, KIND_COUNT, AT(call_tokens), 1, MOST, "feed N tokens per call (all in one)"},
     {"-p", "N", BENCH, KIND_COUNT, AT(prompt), 0, MOST, "tokens of a prompt; 0: no prefill test (512)"},
     {"-n", "N", BENCH, KIND_COUNT, AT(n), 0, MOST, "tokens to generate; 0: no decode test (128)"},
@@ -279,7 +280,7 @@ static const command commands[] = {
      "measure the speed"},
     {"perplexity", PERPLEXITY, run_perplexity, "-m PATH -f FILE [--context N]", "how well a text is predicted"},
     {"info", INFO, run_info, "-m PATH", "architecture, sizes, memory plan"},
-    {"quantize", QUANTIZE, run_quantize, "-m PATH -o DIRECTORY --weights TYPE", "write a converted checkpoint"},
+    {"quantize", QUANTIZE, run_quantize, "-m PATH -o PATH --weights TYPE", "write a converted checkpoint"},
 };
 
 static const command *find_command(const char *name)
@@ -1922,21 +1923,21 @@ static void run_info(settings *s)
 
 /* ---- quantize ------------------------------------------------------------------------------------ */
 
-static char *join_path(const char *directory, const char *name)
+static char *join(const char *a, const char *between, const char *b)
 {
-    size_t n = strlen(directory) + strlen(name) + 2;
+    size_t n = strlen(a) + strlen(between) + strlen(b) + 1;
     char *path = malloc(n);
     if (path == NULL) {
         die("no memory for a path");
     }
-    snprintf(path, n, "%s/%s", directory, name);
+    snprintf(path, n, "%s%s%s", a, between, b);
     return path;
 }
 
 static void copy_file(const char *from, const char *to, const char *name)
 {
     static char piece[65536];
-    char *source_path = join_path(from, name), *target_path = join_path(to, name);
+    char *source_path = join(from, "/", name), *target_path = join(to, "/", name);
     FILE *source = fopen(source_path, "rb");
     if (source != NULL) {
         FILE *target = fopen(target_path, "wb");
@@ -1960,19 +1961,22 @@ static int write_piece(void *user, const void *piece, size_t n)
     return fwrite(piece, 1, n, user) != n;
 }
 
-/* The weights go to a file of another name first: what is called model.safetensors is whole. */
+/* The weights go to a file of another name first: what is called model.safetensors, or as asked for, is whole. */
 static void run_quantize(settings *s)
 {
     static const char *const others[] = {"config.json", "generation_config.json", "tokenizer.json",
                                          "tokenizer_config.json", "chat_template.jinja"};
     folollm_error error;
     if (s->output == NULL || s->engine.weights == FOLOLLM_WEIGHTS_AS_STORED) {
-        misuse(s->command, "quantize needs -o DIRECTORY and --weights TYPE");
+        misuse(s->command, "quantize needs -o PATH and --weights TYPE");
     }
-    if (mkdir(s->output, 0777) != 0 && errno != EEXIST) {
+    size_t n = strlen(s->output);
+    s->engine.gguf = n >= 5 && strcmp(s->output + n - 5, ".gguf") == 0;
+    if (!s->engine.gguf && mkdir(s->output, 0777) != 0 && errno != EEXIST) {
         die("cannot make the directory %s", s->output);
     }
-    char *part = join_path(s->output, "model.safetensors.part"), *whole = join_path(s->output, "model.safetensors");
+    char *whole = s->engine.gguf ? join(s->output, "", "") : join(s->output, "/", "model.safetensors");
+    char *part = join(whole, "", ".part");
     FILE *out = fopen(part, "wb");
     if (out == NULL) {
         die("cannot write %s", part);
@@ -1985,7 +1989,7 @@ static void run_quantize(settings *s)
         check(status, &error);
         die("cannot write %s", part);
     }
-    for (size_t i = 0; i < LENGTH(others); i++) {
+    for (size_t i = 0; !s->engine.gguf && i < LENGTH(others); i++) {
         copy_file(s->model, s->output, others[i]);
     }
     if (rename(part, whole) != 0) {

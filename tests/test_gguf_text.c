@@ -330,6 +330,110 @@ static void test_pairs(void) {
     }
 }
 
+/* ---- What is written is read again -- */
+
+static int append(void *user, const void *data, size_t n) {
+    put(user, data, n);
+    return 0;
+}
+
+/* A tokenizer of so many rows of embedding to a GGUF file without tensors. */
+static folollm_status write_gguf(test_host *h, fl_memory *m, const fl_tokenizer *t, uint32_t vocab,
+                                 folollm_error *error) {
+    bytes file = {NULL, 0, 0};
+    fl_gguf_out o = {.memory = m, .write = append, .user = &file, .error = error};
+    folollm_status status = fl_gguf_out_open(&o);
+    for (int pass = 0; pass < 2 && status == FOLOLLM_OK; pass++) {
+        status = fl_tokenizer_put_gguf(t, vocab, &o, error);
+        if (status == FOLOLLM_OK && pass == 0) {
+            status = fl_gguf_out_begin(&o);
+        }
+    }
+    CHECK_TEXT(status == FOLOLLM_OK || file.n == 0, "what is refused is refused before anything is written");
+    if (status == FOLOLLM_OK) {
+        CHECK(fl_gguf_out_finish(&o) == FOLOLLM_OK);
+        host_put(h, "model.gguf", file.at, file.n);
+    }
+    fl_gguf_out_close(&o);
+    free(file.at);
+    return status;
+}
+
+typedef struct written {
+    const char *json, *from, *to; /* of the same length, or NULL */
+    const char *pre;              /* NULL: refused */
+    const char *why;
+} written;
+
+static void test_written_one(const written *w) {
+    test_host h;
+    host_init(&h, true);
+    fl_memory m;
+    fl_memory_init(&m, &h.hooks);
+    fl_tokenizer *a = NULL, *b = NULL;
+    folollm_error error = {0};
+    uint64_t kept;
+    pair source = {.json = w->json, .from = w->from, .to = w->to};
+    put_json(&h, &source);
+    host_put_text(&h, "tokenizer_config.json", "{\"bos_token\":\"<s>\",\"eos_token\":\"<|im_end|>\","
+                                               "\"pad_token\":\"<|endoftext|>\"}");
+    if (strstr(w->json, "llama3") != NULL) {
+        host_put_text(&h, "tokenizer_config.json", "{\"bos_token\":\"<|begin_of_text|>\"}");
+    }
+    CHECK(fl_tokenizer_open(&m, "mem", &a, &kept, &error) == FOLOLLM_OK);
+    uint32_t vocab = fl_tokenizer_n_ids(a) + 5;
+    folollm_status status = write_gguf(&h, &m, a, vocab, &error);
+    if (!CHECK_TEXT(status == (w->pre != NULL ? FOLOLLM_OK : FOLOLLM_E_UNSUPPORTED), w->json)
+        || !CHECK_TEXT(w->pre != NULL || strstr(error.text, w->why) != NULL, w->json)) {
+        printf("    %s\n", error.text);
+    }
+    if (status == FOLOLLM_OK && CHECK(open_gguf(&m, &b, &kept, &error) == FOLOLLM_OK)) {
+        fl_gguf g;
+        fl_gguf_value tokens;
+        fl_str pre;
+        compare_all(b, a, &m);
+        CHECK(fl_tokenizer_bos(a) == fl_tokenizer_bos(b) && fl_tokenizer_n_ids(b) <= vocab);
+        CHECK(fl_gguf_open(&m, &g, "mem/model.gguf", &error) == FOLOLLM_OK);
+        CHECK(fl_gguf_string(&g, "tokenizer.ggml.pre", &pre, &error) == FOLOLLM_OK && fl_str_is(pre, w->pre));
+        CHECK(fl_gguf_array(&g, "tokenizer.ggml.tokens", FL_GGUF_STRING, &tokens, &error) == FOLOLLM_OK &&
+              tokens.n == vocab);
+        fl_gguf_close(&g);
+        fl_tokenizer_close(&m, b);
+    }
+    fl_tokenizer_close(&m, a);
+    CHECK(host_is_clean(&h));
+    host_free(&h);
+}
+
+static void test_written(void) {
+    static const char nfkc[] = "tokenizers/nfkc/tokenizer.json", llama2[] = "gguf_tokenizers/llama2.json";
+    static const char qwen2[] = "tokenizers/qwen2/tokenizer.json", gpt2[] = "tokenizers/gpt2/tokenizer.json";
+    static const written all[] = {
+        {gpt2, NULL, NULL, "gpt-2", NULL},
+        {"tokenizers/digits/tokenizer.json", NULL, NULL, "smollm", NULL},
+        {nfkc, "\"NFKC\"", "\"NFC\" ", "qwen2", NULL},
+        {"tokenizers/marks/tokenizer.json", NULL, NULL, "qwen35", NULL},
+        {"tokenizers/o200k/tokenizer.json", "\"ignore_merges\":false", "\"ignore_merges\":true ", "gpt-4o", NULL},
+        {"tokenizers/tekken/tokenizer.json", "\"ignore_merges\":false", "\"ignore_merges\":true ", "tekken", NULL},
+        {"tokenizers/llama3/tokenizer.json", NULL, NULL, "llama-bpe", NULL},
+        {llama2, NULL, NULL, "default", NULL},
+        {"gguf_tokenizers/gemma.json", NULL, NULL, "default", NULL},
+        {"tokenizers/gpt2-prefix/tokenizer.json", NULL, NULL, NULL, "cuts it into words"},
+        {"tokenizers/digits3/tokenizer.json", NULL, NULL, NULL, "cuts it into words"},
+        {"tokenizers/metaspace/tokenizer.json", NULL, NULL, NULL, "marks spaces"},
+        {nfkc, NULL, NULL, NULL, "normalises text"},
+        {"tokenizers/llama3/tokenizer.json", "\"ignore_merges\"", "\"ignore_mergez\"", NULL, "cuts it"},
+        {qwen2, NULL, NULL, NULL, "normalized"},
+        {llama2, "[\"\xE2\x96\x81\",\"t\"]", "[\"the\",\"r\"]", NULL, "merges"},
+        {llama2, "\"<0x41>\"", "\"<0x4g>\"", NULL, "<0xHH>"},
+        {llama2, "\"start\":1", "\"start\":2", NULL, "marks spaces"},
+        {gpt2, "\"unk_token\":null", "\"unk_token\":\"!\" ", "gpt-2", NULL},
+    };
+    for (size_t i = 0; i < FL_COUNT(all); i++) {
+        test_written_one(&all[i]);
+    }
+}
+
 /* ---- Ids that others gave -- */
 
 /* The numbers of a line after its first word. */
@@ -694,6 +798,7 @@ static void test_long_pieces(void) {
 int main(void) {
     read_snippets();
     test_pairs();
+    test_written();
     test_others();
     test_public();
     test_hostile();

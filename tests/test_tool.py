@@ -288,6 +288,23 @@ def test_quantize():
             check(mapped and int(mapped.group(1)) > 500_000, f"{weights}: used where it lies", mapped)
         status, _, err = tool("batch", "-f", "-", "-m", os.path.join(d, "q4"), "--weights", "q8", stdin=b"{}")
         check(status == 1 and "packed" in err, "packed weights stay what they are", err)
+        for weights in ("q4_k", "bf16"):
+            target = os.path.join(d, weights + ".gguf")
+            status, out, err = tool("quantize", "-o", target, "--weights", weights)
+            check(status == 0 and out == b"" and err == "" and os.path.isfile(target)
+                  and not os.path.exists(target + ".part"), f"quantize to {weights}.gguf", err)
+            greedy = json.dumps({"id": 1, "prompt": "ROMEO:", "max_tokens": 40, "temperature": 0}).encode()
+            ids = [parse(tool("batch", "-f", "-", "--ignore-eos", *more, stdin=greedy)[1])[0]["token_ids"]
+                   for more in (["--weights", weights], ["-m", target])]
+            check(ids[0] == ids[1] and len(ids[0]) == 40, f"{weights}.gguf: the same answer", ids)
+        status, _, err = tool("quantize", "-m", target, "-o", os.path.join(d, "from"), "--weights", "q8")
+        check(status == 1 and "GGUF" in err, "a GGUF file does not become a directory", err)
+        status, _, err = tool("quantize", "-m", target, "-o", os.path.join(d, "again.gguf"), "--weights", "q4_k")
+        with open(os.path.join(d, "again.gguf"), "rb") as a, open(os.path.join(d, "q4_k.gguf"), "rb") as b:
+            check(status == 0 and a.read() == b.read(), "over a GGUF file of bf16: the same file", err)
+        status, _, err = tool("quantize", "-o", os.path.join(d, "x.gguf"), "--weights", "q8_row")
+        check(status == 1 and "q8_row" in err and not [n for n in os.listdir(d) if n.startswith("x.gguf")],
+              "q8_row is no type of GGUF", (err, os.listdir(d)))
         status, _, err = tool("quantize", "-o", os.path.join(d, "no", "such"), "--weights", "q8")
         check(status == 1 and "cannot make" in err, "nowhere to write", err)
     status, _, err = tool("quantize", "-o", "x")

@@ -41,12 +41,8 @@ static void fl_copy_name(char *to, size_t n, const char *from) {
 }
 
 static const char *fl_weights_name(const fl_weights *w) {
-    unsigned n = 0, type = 0;
-    for (unsigned i = 0; i < FL_DTYPE_COUNT; i++) {
-        n += w->types[i];
-        type = w->types[i] ? i : type;
-    }
-    return n == 1 ? fl_dtype_name((fl_dtype)type) : "mixed";
+    fl_dtype type = fl_weights_type(w);
+    return type != FL_DTYPE_OTHER ? fl_dtype_name(type) : "mixed";
 }
 
 /* "gptq, 4 bits, groups of 128: q4" */

@@ -38,4 +38,9 @@ struct folollm {
     folollm_memory plan;
 };
 
+/* Check what opening is called with; *o NULL becomes the defaults. */
+FL_LOCAL folollm_status fl_open_arguments(const char *path, const folollm_options **o, const void *out,
+                                          folollm_error *error);
+FL_LOCAL uint32_t fl_threads_of(const folollm_options *o);
+
 #endif

@@ -61,7 +61,7 @@ static folollm_status fl_check_options(const folollm_options *o, folollm_error *
     return FOLOLLM_OK;
 }
 
-static uint32_t fl_threads_of(const folollm_options *o) {
+FL_LOCAL uint32_t fl_threads_of(const folollm_options *o) {
     uint32_t n = o->n_threads != 0 ? o->n_threads : fl_n_cores();
     return n < FL_THREADS_MAX ? n : FL_THREADS_MAX;
 }
@@ -351,8 +351,8 @@ static folollm_status fl_engine_open(fl_checkpoint *c, const folollm_options *o,
 
 static const folollm_options fl_default_options;
 
-static folollm_status fl_open_arguments(const char *path, const folollm_options **o, const void *out,
-                                        folollm_error *error) {
+FL_LOCAL folollm_status fl_open_arguments(const char *path, const folollm_options **o, const void *out,
+                                          folollm_error *error) {
     if (path == NULL || path[0] == 0 || out == NULL) {
         return fl_fail(error, FOLOLLM_E_ARGUMENT, "a path and a place for the result are needed");
     }
@@ -381,31 +381,6 @@ FOLOLLM_API folollm_status folollm_load(const char *path, const folollm_options 
     FL_TRY(fl_open_arguments(path, &options, out, error));
     FL_TRY(fl_checkpoint_open(path, options, &c, error));
     return fl_engine_open(c, options, true, out, error);
-}
-
-FOLOLLM_API folollm_status folollm_quantize(const char *path, const folollm_options *options,
-                                            int (*write)(void *user, const void *bytes, size_t n_bytes), void *user,
-                                            folollm_error *error) {
-    fl_memory memory;
-    fl_weights weights;
-    bool is_gguf;
-    FL_TRY(fl_open_arguments(path, &options, (const void *)path, error));
-    if (write == NULL) {
-        return fl_fail(error, FOLOLLM_E_ARGUMENT, "folollm_quantize needs somewhere to write to");
-    }
-    fl_memory_init(&memory, options->host);
-    FL_TRY(fl_gguf_is_at(&memory, path, &is_gguf, error));
-    if (is_gguf) {
-        return fl_fail(error, FOLOLLM_E_UNSUPPORTED, "%s is a GGUF file; checkpoint directories are quantised", path);
-    }
-    folollm_options read = *options;
-    read.copy_weights = 1;
-    FL_TRY(fl_weights_open(&memory, &weights, path, NULL, &read, error));
-    fl_tensors_out out = {.memory = &memory, .write = write, .user = user};
-    folollm_status status = fl_weights_write(&memory, &weights, fl_threads_of(options), &out, error);
-    fl_tensors_out_close(&out);
-    fl_weights_close(&memory, &weights);
-    return status;
 }
 
 FOLOLLM_API folollm_status folollm_share(folollm *engine, const folollm_options *options, folollm **out,

@@ -360,6 +360,7 @@ static folollm_status fl_gguf_walk(fl_gguf_reader *r) {
     for (size_t i = 0; i < r->g->n_entries; i++) {
         FL_TRY(fl_gguf_read_entry(r, i));
     }
+    r->g->entries_end = r->at;
     for (size_t i = 0; i < r->g->n_tensors; i++) {
         FL_TRY(fl_gguf_read_tensor(r, i));
     }
@@ -586,6 +587,26 @@ FL_LOCAL folollm_status fl_gguf_tensors(const fl_gguf *g, fl_tensors *t, folollm
         fl_tensors_close(t);
     }
     return status;
+}
+
+/* ---- For writing -- */
+
+FL_LOCAL uint32_t fl_gguf_number_of(fl_dtype type, uint64_t n, uint64_t *row_bytes) {
+    for (uint32_t i = 0; type != FL_DTYPE_OTHER && i < FL_COUNT(fl_gguf_dtypes); i++) {
+        if (fl_gguf_dtypes[i].name != NULL && fl_gguf_dtypes[i].type == type && n % fl_gguf_dtypes[i].numbers == 0 &&
+            n / fl_gguf_dtypes[i].numbers <= INT64_MAX / fl_gguf_dtypes[i].bytes) {
+            *row_bytes = n / fl_gguf_dtypes[i].numbers * fl_gguf_dtypes[i].bytes;
+            return i;
+        }
+    }
+    return FL_GGUF_NO_NUMBER;
+}
+
+FL_LOCAL fl_str fl_gguf_entry_bytes(const fl_gguf *g, size_t i) {
+    const char *end = i + 1 < g->n_entries ? g->entries[i + 1].key.at - 8 : (const char *)g->header + g->entries_end;
+    fl_str bytes = {g->entries[i].key.at - 8, 0};
+    bytes.n = (size_t)(end - bytes.at);
+    return bytes;
 }
 
 /* ---- What values are -- */

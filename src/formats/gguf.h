@@ -52,6 +52,7 @@ typedef struct fl_gguf {
     fl_gguf_entry *entries; /* (n_entries) in the order of the file */
     fl_tensor *tensors;     /* (n_tensors) in the order of the file; shapes as PyTorch has them, reversed */
     size_t n_entries, n_tensors;
+    size_t entries_end;     /* in the file */
     fl_arena arena; /* of entries, tensors and by_key */
     fl_name_map by_key;
 } fl_gguf;
@@ -68,6 +69,17 @@ FL_LOCAL void fl_gguf_close(fl_gguf *g);
  * If g is the first file of a split model, NAME-00001-of-00002.gguf, the others are read too. On failure nothing stays
  * open. */
 FL_LOCAL folollm_status fl_gguf_tensors(const fl_gguf *g, fl_tensors *t, folollm_error *error);
+
+/* ---- For writing -- */
+
+#define FL_GGUF_NO_NUMBER UINT32_MAX
+
+/* The number that a type has in a file, and the bytes of a row of n; FL_GGUF_NO_NUMBER: the format does not have it, or
+ * the row is no whole blocks. */
+FL_LOCAL uint32_t fl_gguf_number_of(fl_dtype type, uint64_t n, uint64_t *row_bytes);
+
+/* Where an entry stands in the file, from its key's length to the end of its value. */
+FL_LOCAL fl_str fl_gguf_entry_bytes(const fl_gguf *g, size_t i);
 
 /* ---- Entries. Keys are unique. -- */
 

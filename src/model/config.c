@@ -105,7 +105,7 @@ static folollm_status fl_config_shapes(fl_config_reader *r) {
     if (r->arch->missing_head_dim != 0 && !fl_config_has(r, "head_dim")) {
         derived = r->arch->missing_head_dim;
     }
-    FL_TRY(fl_config_size(r, "head_dim", derived == 0 ? 1 : derived, 1024, &c->head_dim));
+    FL_TRY(fl_config_size(r, "head_dim", derived == 0 ? 1 : derived, FL_HEAD_DIM_MAX, &c->head_dim));
     double epsilon;
     FL_TRY(fl_json_double(r->doc, 0, "rms_norm_eps", 1e-6, &epsilon, r->error));
     if (!(epsilon >= 0 && epsilon <= 1)) {

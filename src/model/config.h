@@ -6,6 +6,7 @@
 #include "model/config_quantised.h"
 
 #define FL_LAYERS_MAX 1024u
+#define FL_HEAD_DIM_MAX 1024u
 
 typedef enum fl_rope_kind {
     FL_ROPE_DEFAULT,

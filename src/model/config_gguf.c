@@ -100,7 +100,7 @@ static folollm_status fl_gguf_shapes(fl_gguf_config *r) {
     FL_TRY(fl_gguf_size(r, "feed_forward_length", 0, 1u << 20, &c->ffn_dim));
     FL_TRY(fl_gguf_size(r, "context_length", 0, 1u << 26, &c->max_positions));
     uint32_t derived = c->dim / c->n_heads, value_dim, rotated;
-    FL_TRY(fl_gguf_size(r, "attention.key_length", derived == 0 ? 1 : derived, 1024, &c->head_dim));
+    FL_TRY(fl_gguf_size(r, "attention.key_length", derived == 0 ? 1 : derived, FL_HEAD_DIM_MAX, &c->head_dim));
     FL_TRY(fl_gguf_size(r, "attention.value_length", c->head_dim, 1024, &value_dim));
     if (value_dim != c->head_dim) {
         return fl_gguf_refuse(r, "values as long as keys are computed here");

@@ -51,6 +51,7 @@ typedef struct fl_convert_job {
     size_t first;          /* row of the matrix that raw begins with */
     size_t n_rows, n_cols; /* of what is in raw */
     const fl_merged *merged;
+    bool pack;
     uint8_t *out;
 } fl_convert_job;
 
@@ -115,24 +116,30 @@ static void fl_convert_row(const fl_convert_job *j, size_t row, float *x, uint8_
     }
 }
 
+/* Where row `first` of the result begins. */
+static size_t fl_convert_at(const fl_convert_job *j, size_t first) {
+    return j->pack ? fl_matrix_bytes(j->to, first, j->n_cols) : first * fl_row_bytes(j->to, j->n_cols);
+}
+
 /* The rows of a panel. */
 static void fl_convert_task(void *context, size_t task, size_t slot) {
     const fl_convert_job *j = context;
     size_t first = task * FL_PANEL, n = fl_min(j->n_rows - first, FL_PANEL);
     size_t row_bytes = fl_row_bytes(j->to, j->n_cols);
     float *x = (float *)(void *)(j->c->slots + slot * j->c->slot_bytes);
-    uint8_t *rows = (uint8_t *)(x + fl_slot_floats(j->n_cols));
-    uint8_t *out = j->out + fl_matrix_bytes(j->to, first, j->n_cols);
-    if (j->from == j->to && j->quantised == NULL && j->merged->n == 0) {
-        fl_pack(j->to, j->c->raw + first * row_bytes, n, j->n_cols, out);
-        return;
-    }
+    bool packs = fl_is_packed(j->to) && j->pack;
+    bool as_it_is = j->from == j->to && j->quantised == NULL && j->merged->n == 0;
+    uint8_t *out = j->out + fl_convert_at(j, first);
+    uint8_t *rows = packs ? (uint8_t *)(x + fl_slot_floats(j->n_cols)) : out;
     memset(x + j->n_cols, 0, (fl_slot_floats(j->n_cols) - j->n_cols) * sizeof *x);
-    for (size_t r = 0; r < n; r++) {
-        fl_convert_row(j, first + r, x, (fl_is_packed(j->to) ? rows : out) + r * row_bytes);
+    for (size_t r = 0; r < n && !as_it_is; r++) {
+        fl_convert_row(j, first + r, x, rows + r * row_bytes);
     }
-    if (fl_is_packed(j->to)) {
-        fl_pack(j->to, rows, n, j->n_cols, out);
+    const uint8_t *in = j->c->raw + first * row_bytes; /* where it is as it is */
+    if (packs) {
+        fl_pack(j->to, as_it_is ? in : rows, n, j->n_cols, out);
+    } else if (as_it_is) {
+        memcpy(out, in, n * row_bytes);
     }
 }
 
@@ -143,7 +150,8 @@ FL_LOCAL folollm_status fl_read_rows(const fl_rows_in_file *rows, size_t first, 
         return fl_file_read(rows->file, rows->offset + first * rows->row_bytes, out, n_rows * rows->row_bytes, error);
     }
     for (size_t i = 0; i < n_rows; i++) {
-        size_t head = (first + i) / d, row = (first + i) % d, from = head * d + row % half * 2 + row / half;
+        size_t head = (first + i) / d, row = (first + i) % d;
+        size_t from = head * d + (rows->to_neighbours ? row % 2 * half + row / 2 : row % half * 2 + row / half);
         FL_TRY(fl_file_read(rows->file, rows->offset + from * rows->row_bytes, (uint8_t *)out + i * rows->row_bytes,
                             rows->row_bytes, error));
     }
@@ -151,21 +159,21 @@ FL_LOCAL folollm_status fl_read_rows(const fl_rows_in_file *rows, size_t first, 
 }
 
 FL_LOCAL folollm_status fl_convert(fl_converter *c, const fl_rows_in_file *rows, fl_dtype from, size_t n_rows,
-                                   size_t n_cols, const fl_merged *merged, fl_dtype to, void *out,
+                                   size_t n_cols, const fl_merged *merged, fl_dtype to, bool pack, void *out,
                                    folollm_error *error) {
     size_t most = c->raw_bytes / rows->row_bytes / FL_PANEL * FL_PANEL;
     for (size_t first = 0; first < n_rows; first += most) {
         size_t n = fl_min(n_rows - first, most);
         FL_TRY(fl_read_rows(rows, first, n, c->raw, error));
-        fl_convert_job job = {c, NULL, from, to, first, n, n_cols, merged,
-                              (uint8_t *)out + fl_matrix_bytes(to, first, n_cols)};
+        fl_convert_job job = {c, NULL, from, to, first, n, n_cols, merged, pack, out};
+        job.out += fl_convert_at(&job, first);
         fl_pool_run(c->pool, fl_div_up(n, FL_PANEL), fl_convert_task, &job);
     }
     return FOLOLLM_OK;
 }
 
 FL_LOCAL void fl_convert_quantised(fl_converter *c, const fl_quantised *q, bool exact, const fl_merged *merged,
-                                   fl_dtype to, void *out) {
-    fl_convert_job job = {c, q, exact ? to : FL_DTYPE_OTHER, to, 0, q->n_rows, q->n_cols, merged, out};
+                                   fl_dtype to, bool pack, void *out) {
+    fl_convert_job job = {c, q, exact ? to : FL_DTYPE_OTHER, to, 0, q->n_rows, q->n_cols, merged, pack, out};
     fl_pool_run(c->pool, fl_div_up(q->n_rows, FL_PANEL), fl_convert_task, &job);
 }

@@ -92,26 +92,58 @@ FL_LOCAL folollm_status fl_generation_read(fl_memory *m, fl_generation *g, const
     return fl_generation_file(m, g, directory, "config.json", false, error);
 }
 
-FL_LOCAL folollm_status fl_generation_of_gguf(fl_generation *generation, const fl_gguf *g, const fl_tokenizer *t,
-                                              folollm_error *error) {
-    static const char *const keys[] = {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id",
-                                       "tokenizer.ggml.eom_token_id"}; /* of text, turn and message */
+/* ---- GGUF -- */
+
+static const char *const fl_generation_keys[] = { /* of text, turn and message */
+    "tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
+
+/* Special tokens that end a text wherever they are. */
+static void fl_generation_add_known(fl_generation *g, const fl_tokenizer *t) {
     static const char *const names[] = {"</s>", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>",
                                         "<|eom_id|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>"};
+    for (size_t i = 0; t != NULL && i < FL_COUNT(names); i++) {
+        folollm_token id = fl_tokenizer_find(t, fl_str_of(names[i]));
+        fl_generation_add_eos(g, fl_tokenizer_is_special(t, id) ? id : -1);
+    }
+}
+
+FL_LOCAL folollm_status fl_generation_of_gguf(fl_generation *generation, const fl_gguf *g, const fl_tokenizer *t,
+                                              folollm_error *error) {
     memset(generation, 0, sizeof *generation);
-    for (size_t i = 0; i < FL_COUNT(keys); i++) {
+    for (size_t i = 0; i < FL_COUNT(fl_generation_keys); i++) {
+        const char *key = fl_generation_keys[i];
         uint32_t number = UINT32_MAX;
-        FL_TRY(fl_gguf_u32(g, keys[i], UINT32_MAX, &number, error));
+        FL_TRY(fl_gguf_u32(g, key, UINT32_MAX, &number, error));
         folollm_token id = number <= INT32_MAX ? (folollm_token)number : -1;
-        if (t != NULL && fl_gguf_find(g, keys[i]) != NULL && !fl_tokenizer_has_id(t, id)) {
-            return fl_fail(error, FOLOLLM_E_FORMAT, "%s: \"%s\" is %u, an id that no token has", g->file.path, keys[i],
+        if (t != NULL && fl_gguf_find(g, key) != NULL && !fl_tokenizer_has_id(t, id)) {
+            return fl_fail(error, FOLOLLM_E_FORMAT, "%s: \"%s\" is %u, an id that no token has", g->file.path, key,
                            (uint64_t)number);
         }
         fl_generation_add_eos(generation, id);
     }
-    for (size_t i = 0; t != NULL && i < FL_COUNT(names); i++) {
-        folollm_token id = fl_tokenizer_find(t, fl_str_of(names[i]));
-        fl_generation_add_eos(generation, fl_tokenizer_is_special(t, id) ? id : -1);
+    fl_generation_add_known(generation, t);
+    return FOLOLLM_OK;
+}
+
+/* The tokenizer's own EOS first; of the others, those that nobody finds by their spelling. */
+FL_LOCAL folollm_status fl_generation_put_gguf(const fl_generation *generation, const fl_tokenizer *t, fl_gguf_out *o,
+                                               folollm_error *error) {
+    fl_generation known = {.n_eos = 0};
+    size_t n_put = 0;
+    fl_generation_add_known(&known, t);
+    for (size_t i = 0; i <= generation->n_eos; i++) {
+        folollm_token id = i > 0 ? generation->eos[i - 1] : t != NULL ? fl_tokenizer_eos(t) : -1;
+        bool has = id >= 0 && (t == NULL || fl_tokenizer_has_id(t, id));
+        size_t n_known = known.n_eos;
+        fl_generation_add_eos(&known, has ? id : -1);
+        if (!has || (n_put > 0 && known.n_eos == n_known)) {
+            continue;
+        }
+        if (n_put == FL_COUNT(fl_generation_keys)) {
+            return fl_fail(error, FOLOLLM_E_UNSUPPORTED, "generation_config.json: GGUF cannot say that so many ids end "
+                                                         "a text (eos_token_id)");
+        }
+        FL_TRY(fl_gguf_out_u32(o, fl_generation_keys[n_put++], (uint32_t)id));
     }
     return FOLOLLM_OK;
 }

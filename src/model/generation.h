@@ -2,7 +2,7 @@
 #ifndef FL_GENERATION_H
 #define FL_GENERATION_H
 
-#include "formats/gguf.h"
+#include "formats/gguf_write.h"
 #include "text/tokenizer.h"
 
 #define FL_EOS_MAX 32
@@ -20,6 +20,11 @@ FL_LOCAL folollm_status fl_generation_read(fl_memory *m, fl_generation *g, const
  * others are found by how they are spelled, as llama.cpp does, if its tokenizer t is not NULL. */
 FL_LOCAL folollm_status fl_generation_of_gguf(fl_generation *generation, const fl_gguf *g, const fl_tokenizer *t,
                                               folollm_error *error);
+
+/* The ids that end a text as entries of a GGUF file, so that the same ones are read from it, and those that are found
+ * by their spelling; sampling is lost. t NULL: there is no tokenizer. */
+FL_LOCAL folollm_status fl_generation_put_gguf(const fl_generation *generation, const fl_tokenizer *t, fl_gguf_out *o,
+                                               folollm_error *error);
 
 /* Add an id that ends a text; -1 and repetitions are passed over. */
 FL_LOCAL void fl_generation_add_eos(fl_generation *g, folollm_token id);

@@ -95,7 +95,18 @@ FL_LOCAL void fl_rope_init(fl_rope *rope, const fl_config *c, uint32_t context) 
         }
         rope->frequencies[i] = (float)f;
     }
-    rope->scale = r->kind == FL_ROPE_YARN ? (float)fl_yarn_scale(r) : 1.0f;
+    rope->scale = fl_rope_scale(c);
+}
+
+FL_LOCAL float fl_rope_scale(const fl_config *c) {
+    return c->rope.kind == FL_ROPE_YARN ? (float)fl_yarn_scale(&c->rope) : 1.0f;
+}
+
+FL_LOCAL void fl_rope_divisors(const fl_config *c, float *divisors) {
+    for (size_t i = 0; i < c->head_dim / 2; i++) {
+        double f = fl_pow(c->rope.theta, -2.0 * (double)i / c->head_dim);
+        divisors[i] = (float)(f / fl_llama3_frequency(&c->rope, f));
+    }
 }
 
 FL_LOCAL void fl_rope_angles(const fl_rope *rope, uint32_t position, float *angles) {

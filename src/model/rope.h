@@ -16,6 +16,12 @@ FL_LOCAL void fl_rope_layout(fl_rope *rope, fl_arena *arena, const fl_config *c)
 /* context: the length that the dynamic kind is fixed to, so that cached keys stay true. */
 FL_LOCAL void fl_rope_init(fl_rope *rope, const fl_config *c, uint32_t context);
 
+/* What cosines and sines are multiplied by. */
+FL_LOCAL float fl_rope_scale(const fl_config *c);
+
+/* By what llama3's scaling divides each of the head_dim / 2 frequencies. */
+FL_LOCAL void fl_rope_divisors(const fl_config *c, float *divisors);
+
 /* angles (2 * half): cosines, then sines. The angle itself is a float product, as in the models' own code. */
 FL_LOCAL void fl_rope_angles(const fl_rope *rope, uint32_t position, float *angles);
 

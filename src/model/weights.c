@@ -3,6 +3,8 @@
 #include "base/map.h"
 #include "base/math.h"
 #include "model/config_gguf.h"
+#include "model/config_gguf_write.h"
+#include "model/rope.h"
 
 /* What a tensor is to the model. */
 typedef enum fl_role {
@@ -64,8 +66,13 @@ typedef struct fl_binder {
     uint32_t layer;
     folollm_error *error;
     fl_tensors_out *out; /* NULL, or where the tensors go instead of being bound */
+    fl_gguf_out *gguf;   /* the same */
     bool announce;       /* their names only */
 } fl_binder;
+
+static bool fl_bind_writes(const fl_binder *b) {
+    return b->out != NULL || b->gguf != NULL;
+}
 
 static const fl_tensor *fl_bind_named(const fl_binder *b, fl_role role, const char *suffix, char *name, size_t room) {
     size_t n = fl_format(name, room, fl_role_names[role][b->w->is_gguf], (uint64_t)b->layer);
@@ -155,9 +162,11 @@ static folollm_status fl_bind_find(const fl_binder *b, fl_role role, size_t n_ro
 
 /* Where its rows are; the llama architecture has those of Q and K in another order in GGUF. */
 static fl_rows_in_file fl_bind_rows(const fl_binder *b, const fl_tensor *t, fl_role role, size_t n_cols) {
+    const fl_config *c = &b->w->config;
     bool turned = role == FL_ROLE_Q || role == FL_ROLE_K || role == FL_ROLE_Q_BIAS || role == FL_ROLE_K_BIAS;
-    fl_rows_in_file rows = {&b->w->tensors.files[t->file], t->offset, fl_row_bytes(t->type, n_cols), 0};
-    rows.head_dim = turned && b->w->config.rotates_neighbours ? b->w->config.head_dim : 0;
+    fl_rows_in_file rows = {&b->w->tensors.files[t->file], t->offset, fl_row_bytes(t->type, n_cols), 0, false};
+    rows.to_neighbours = b->gguf != NULL && fl_config_turns_in_gguf(c);
+    rows.head_dim = turned && c->rotates_neighbours != rows.to_neighbours ? c->head_dim : 0;
     return rows;
 }
 
@@ -181,6 +190,11 @@ static folollm_status fl_bind_done(fl_binder *b, const fl_tensor *t, size_t n_nu
 
 #define FL_WRITE_BYTES 65536u
 
+static folollm_status fl_bind_put(const fl_binder *b, const void *bytes, size_t n_bytes) {
+    return b->gguf != NULL ? fl_gguf_out_bytes(b->gguf, bytes, n_bytes)
+                           : fl_tensors_out_data(b->out, bytes, n_bytes, b->error);
+}
+
 /* The bytes of a tensor as they are. */
 static folollm_status fl_bind_copy(fl_binder *b, const fl_tensor *t) {
     uint8_t *piece = fl_alloc_raw(b->memory, FL_WRITE_BYTES);
@@ -189,43 +203,62 @@ static folollm_status fl_bind_copy(fl_binder *b, const fl_tensor *t) {
         size_t n = t->n_bytes - at < FL_WRITE_BYTES ? (size_t)(t->n_bytes - at) : FL_WRITE_BYTES;
         status = fl_file_read(&b->w->tensors.files[t->file], t->offset + at, piece, n, b->error);
         if (status == FOLOLLM_OK) {
-            status = fl_tensors_out_data(b->out, piece, n, b->error);
+            status = fl_bind_put(b, piece, n);
         }
     }
     fl_free(b->memory, piece, FL_WRITE_BYTES);
     return status;
 }
 
-/* A matrix as type, to `to`. order: room for that of its columns, if it is to keep one. */
+/* A matrix as type, to `to`, packed unless it goes to a GGUF file. order: room for that of its columns, if it is to
+ * keep one. */
 static folollm_status fl_bind_convert(fl_binder *b, fl_role role, fl_found *found, size_t n_rows, size_t n_cols,
                                       fl_dtype type, void *to, uint32_t *order) {
     fl_quantised *q = &found->quantised;
     fl_rows_in_file rows = fl_bind_rows(b, found->t, role, n_cols);
+    bool pack = b->gguf == NULL;
     if (!found->is_quantised) {
-        return fl_convert(b->converter, &rows, found->t->type, n_rows, n_cols, &found->merged, type, to, b->error);
+        return fl_convert(b->converter, &rows, found->t->type, n_rows, n_cols, &found->merged, type, pack, to,
+                          b->error);
     }
     FL_TRY(fl_quantised_read(q, b->converter->raw, b->error));
     if (order != NULL) {
         FL_TRY(fl_quantised_sort(q, order, b->error));
     }
     bool exact = q->exact && type == q->type && q->ordered == (order != NULL);
-    fl_convert_quantised(b->converter, q, exact, &found->merged, type, to);
+    fl_convert_quantised(b->converter, q, exact, &found->merged, type, pack, to);
     return FOLOLLM_OK;
 }
 
 static folollm_status fl_bind_convert_out(fl_binder *b, fl_role role, fl_found *found, size_t n_rows, size_t n_cols,
                                           fl_dtype type) {
     size_t bytes = fl_matrix_bytes(type, n_rows, n_cols);
-    void *matrix = fl_alloc_raw(b->memory, bytes);
+    bool fits = b->gguf == NULL || fl_mul(n_rows, fl_row_bytes(type, n_cols), &bytes);
+    void *matrix = fits ? fl_alloc_raw(b->memory, bytes) : NULL;
     if (matrix == NULL) {
         return fl_no_memory(b->error, "a converted tensor", bytes);
     }
     folollm_status status = fl_bind_convert(b, role, found, n_rows, n_cols, type, matrix, NULL);
     if (status == FOLOLLM_OK) {
-        status = fl_tensors_out_data(b->out, matrix, bytes, b->error);
+        status = fl_bind_put(b, matrix, bytes);
     }
     fl_free(b->memory, matrix, bytes);
     return status;
+}
+
+/* A tensor to b->gguf, as type; n_cols 0: a vector. */
+static folollm_status fl_bind_write_gguf(fl_binder *b, fl_role role, fl_found *found, size_t n_rows, size_t n_cols,
+                                         fl_dtype type) {
+    char name[128];
+    fl_rows_in_file rows = fl_bind_rows(b, found->t, role, fl_max(n_cols, 1));
+    bool copy = type == found->type && !found->is_quantised && found->merged.n == 0 && rows.head_dim == 0;
+    if (b->announce) {
+        fl_format(name, sizeof name, fl_role_names[role][1], (uint64_t)b->layer);
+        return fl_gguf_out_tensor(b->gguf, name, type, n_rows, n_cols);
+    }
+    FL_TRY(copy ? fl_bind_copy(b, found->t)
+                : fl_bind_convert_out(b, role, found, n_rows, fl_max(n_cols, 1), type));
+    return fl_gguf_out_fill(b->gguf);
 }
 
 /* A tensor to b->out, as type. */
@@ -256,9 +289,10 @@ static folollm_status fl_bind_write(fl_binder *b, fl_role role, fl_found *found,
 static folollm_status fl_bind_vector(fl_binder *b, fl_role role, size_t n, const float **out) {
     fl_found found;
     FL_TRY(fl_bind_find(b, role, n, 0, &found));
-    if (b->out != NULL) {
+    if (fl_bind_writes(b)) {
         *out = NULL;
-        return fl_bind_write(b, role, &found, n, 0, found.type);
+        return b->gguf != NULL ? fl_bind_write_gguf(b, role, &found, n, 0, FL_F32)
+                               : fl_bind_write(b, role, &found, n, 0, found.type);
     }
     const fl_tensor *t = found.t;
     float *v = fl_take(&b->w->arena, n, sizeof *v);
@@ -290,6 +324,13 @@ static fl_dtype fl_bind_type(folollm_weights asked, fl_dtype stored, size_t n_co
         type = FL_Q6_K;
     }
     return fl_is_packed(type) && !fl_packs(type, n_cols) ? FL_Q8_0 : type;
+}
+
+/* The same in a GGUF file, where rows are whole blocks: those of others are F16. llama.cpp's quantiser takes F16 there
+ * too; where this takes Q8_0 for rows that are no multiple of 256, it takes Q5_0 instead of Q4_K and Q5_1 instead of
+ * Q5_K. */
+static fl_dtype fl_bind_type_in_gguf(fl_dtype type, size_t n_cols) {
+    return fl_is_packed(type) && n_cols % fl_block_numbers(type) != 0 ? FL_F16 : type;
 }
 
 /* A part's matrix where the file has it, or in the arena. */
@@ -354,9 +395,15 @@ static fl_merged fl_bind_merged(const fl_binder *b, const fl_matrix *m, bool is_
 /* Can what was found become this type? */
 static folollm_status fl_bind_may_become(const fl_binder *b, const fl_found *found, fl_dtype type) {
     const char *path = b->w->tensors.files[found->t->file].path;
-    if (found->packed && type != found->type) {
+    if (found->packed && (type != found->type || b->gguf != NULL)) {
         return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED, "%s: tensor %S is packed; it cannot become %s again", path,
-                       &found->t->name, fl_dtype_name(type));
+                       &found->t->name, b->gguf != NULL ? "blocks of GGUF" : fl_dtype_name(type));
+    }
+    bool ordered = found->is_quantised && found->quantised.ordered && type == found->type;
+    if (b->gguf != NULL && (type == FL_Q4_ZERO || type == FL_Q8_ROW || ordered)) {
+        return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED,
+                       "%s: tensor %S has zero points, one scale a row or an order of columns, which no block of GGUF "
+                       "has; ask for a type of weights", path, &found->t->name);
     }
     if (found->merged.n > 0 && (found->packed || (found->is_quantised && type == found->type))) {
         return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED,
@@ -378,6 +425,7 @@ static folollm_status fl_bind_part(fl_binder *b, fl_matrix *m, fl_role role, fl_
     m->n_cols = n_cols;
     part->n_rows = n_rows;
     part->type = fl_bind_type(b->w->asked, found.type, n_cols, is_head);
+    part->type = b->gguf != NULL ? fl_bind_type_in_gguf(part->type, n_cols) : part->type;
     b->w->types[part->type] = b->w->types[part->type] || !is_head || part->type == fl_computed_type(found.type);
     FL_TRY(fl_bind_may_become(b, &found, part->type));
     if (found.is_quantised) {
@@ -387,8 +435,9 @@ static folollm_status fl_bind_part(fl_binder *b, fl_matrix *m, fl_role role, fl_
     } else {
         b->w->stored[found.type] |= 1u << part->type;
     }
-    FL_TRY(b->out != NULL ? fl_bind_write(b, role, &found, n_rows, n_cols, part->type)
-                          : fl_bind_data(b, role, &found, n_cols, part));
+    FL_TRY(b->gguf != NULL  ? fl_bind_write_gguf(b, role, &found, n_rows, n_cols, part->type)
+           : b->out != NULL ? fl_bind_write(b, role, &found, n_rows, n_cols, part->type)
+                            : fl_bind_data(b, role, &found, n_cols, part));
     fl_bind_share_order(m);
     if (bias != FL_ROLE_NONE) {
         FL_TRY(fl_bind_vector(b, bias, n_rows, &part->bias));
@@ -455,6 +504,18 @@ static folollm_status fl_bind_divisors(fl_binder *b) {
     return FOLOLLM_OK;
 }
 
+/* What llama3's scaling comes to in a GGUF file. */
+static folollm_status fl_bind_write_divisors(fl_binder *b) {
+    float divisors[FL_HEAD_DIM_MAX / 2];
+    size_t n = b->w->config.head_dim / 2;
+    if (b->announce) {
+        return fl_gguf_out_tensor(b->gguf, fl_role_names[FL_ROLE_ROPE_DIVISORS][1], FL_F32, n, 0);
+    }
+    fl_rope_divisors(&b->w->config, divisors);
+    FL_TRY(fl_gguf_out_bytes(b->gguf, divisors, n * sizeof *divisors));
+    return fl_gguf_out_fill(b->gguf);
+}
+
 /* Every tensor of the model in one order, whatever is done with it. */
 static folollm_status fl_bind_walk(fl_binder *b) {
     fl_weights *w = b->w;
@@ -475,6 +536,8 @@ static folollm_status fl_bind_walk(fl_binder *b) {
     FL_TRY(fl_bind_vector(b, FL_ROLE_FINAL_NORM, c->dim, &w->final_norm));
     if (c->rope.kind == FL_ROPE_DIVISORS) {
         FL_TRY(fl_bind_divisors(b));
+    } else if (c->rope.kind == FL_ROPE_LLAMA3 && b->gguf != NULL) {
+        FL_TRY(fl_bind_write_divisors(b));
     }
     if (c->tied) {
         w->head = w->embedding;
@@ -586,6 +649,16 @@ FL_LOCAL uint64_t fl_weights_temporary_bytes(const fl_weights *w, uint32_t n_thr
     return bytes;
 }
 
+FL_LOCAL fl_dtype fl_weights_type(const fl_weights *w) {
+    fl_dtype only = FL_DTYPE_OTHER;
+    unsigned n = 0;
+    for (int type = 0; type < FL_DTYPE_COUNT; type++) {
+        n += w->types[type];
+        only = w->types[type] ? (fl_dtype)type : only;
+    }
+    return n == 1 ? only : FL_DTYPE_OTHER;
+}
+
 FL_LOCAL bool fl_weights_packed(const fl_weights *w) {
     bool packed = false;
     for (int type = 0; type < FL_DTYPE_COUNT; type++) {
@@ -624,6 +697,24 @@ FL_LOCAL folollm_status fl_weights_write(fl_memory *m, fl_weights *w, uint32_t n
         status = fl_bind_walk(&b);
     }
     fl_converter_close(m, &converter);
+    return status;
+}
+
+FL_LOCAL folollm_status fl_weights_announce_gguf(fl_weights *w, fl_gguf_out *out, folollm_error *error) {
+    fl_binder b = {.memory = out->memory, .w = w, .error = error, .gguf = out, .announce = true};
+    return fl_bind_walk(&b);
+}
+
+FL_LOCAL folollm_status fl_weights_write_gguf(fl_weights *w, uint32_t n_threads, fl_gguf_out *out,
+                                              folollm_error *error) {
+    fl_converter converter;
+    fl_binder b = {.memory = out->memory, .w = w, .converter = &converter, .error = error, .gguf = out};
+    FL_TRY(fl_converter_open(out->memory, &converter, fl_weights_columns(w), w->quantised_bytes, n_threads, error));
+    folollm_status status = fl_gguf_out_fill(out);
+    if (status == FOLOLLM_OK) {
+        status = fl_bind_walk(&b);
+    }
+    fl_converter_close(out->memory, &converter);
     return status;
 }
 

@@ -4,7 +4,7 @@
 #ifndef FL_WEIGHTS_H
 #define FL_WEIGHTS_H
 
-#include "formats/gguf.h"
+#include "formats/gguf_write.h"
 #include "formats/safetensors_write.h"
 #include "model/config.h"
 #include "model/convert.h"
@@ -55,9 +55,18 @@ FL_LOCAL folollm_status fl_weights_load(fl_memory *m, fl_weights *w, uint32_t n_
 FL_LOCAL folollm_status fl_weights_write(fl_memory *m, fl_weights *w, uint32_t n_threads, fl_tensors_out *out,
                                          folollm_error *error);
 
+/* After open: the tensors, as they would be loaded but for Q8_ROW, to a GGUF file: blocks row by row, vectors as F32.
+ * Holds one tensor at a time. */
+FL_LOCAL folollm_status fl_weights_announce_gguf(fl_weights *w, fl_gguf_out *out, folollm_error *error);
+FL_LOCAL folollm_status fl_weights_write_gguf(fl_weights *w, uint32_t n_threads, fl_gguf_out *out,
+                                              folollm_error *error);
+
 /* What is held from opening on until loading is over; and all that loading holds for its time beside what stays. */
 FL_LOCAL uint64_t fl_weights_passing_bytes(const fl_weights *w);
 FL_LOCAL uint64_t fl_weights_temporary_bytes(const fl_weights *w, uint32_t n_threads);
+
+/* The type of all matrices; FL_DTYPE_OTHER: they differ. A head that was converted does not count. */
+FL_LOCAL fl_dtype fl_weights_type(const fl_weights *w);
 
 /* Are there packed matrices? */
 FL_LOCAL bool fl_weights_packed(const fl_weights *w);

@@ -33,6 +33,14 @@ FL_LOCAL void fl_added_put(fl_added *a, size_t pass, fl_str content, size_t inde
     }
 }
 
+FL_LOCAL size_t fl_added_find(const fl_added *a, size_t pass, fl_str content) {
+    uint32_t node = (uint32_t)pass;
+    for (size_t i = 0; i < content.n && node != FL_PAIR_NONE; i++) {
+        node = fl_pair_map_get(&a->edges, node, (uint8_t)content.at[i]);
+    }
+    return node != FL_PAIR_NONE && a->ends[node] != 0 ? a->ends[node] - 1 : SIZE_MAX;
+}
+
 FL_LOCAL void fl_added_begin(fl_added_walk *w, const fl_added *a, size_t pass, fl_str text, size_t offset,
                              const folollm_span *trusted, size_t n_trusted) {
     memset(w, 0, sizeof *w);

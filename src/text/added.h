@@ -30,6 +30,9 @@ FL_LOCAL void fl_added_clear(fl_added *a);
 /* Let content, not empty, be found as tokens[index] in a pass; of equal contents the first counts. */
 FL_LOCAL void fl_added_put(fl_added *a, size_t pass, fl_str content, size_t index);
 
+/* The index of the token whose content is just this in a pass; SIZE_MAX: there is none. */
+FL_LOCAL size_t fl_added_find(const fl_added *a, size_t pass, fl_str content);
+
 /* A walk over the parts of a text. */
 typedef struct fl_added_walk {
     const fl_added *added;

@@ -8,7 +8,8 @@
 typedef struct fl_bpe {
     const fl_vocab *vocab;
     fl_pair_map ranks;     /* (left id, right id) -> rank, lower first */
-    uint32_t *results;     /* (n_merges) by rank */
+    uint32_t *results;     /* (n_results) by rank */
+    size_t n_results;
     uint8_t *joins;        /* (FL_BPE_JOINS / 8) bits by hash of two characters: some merge has them side by side */
     uint32_t first[256];   /* the token of one byte (byte-level) or of one ASCII character; FL_VOCAB_NONE */
     uint32_t fallback[256]; /* the token "<0xHH>" */

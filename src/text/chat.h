@@ -3,7 +3,7 @@
 #ifndef FL_CHAT_H
 #define FL_CHAT_H
 
-#include "base/memory.h"
+#include "text/unicode.h"
 
 typedef enum fl_chat_format {
     FL_CHAT_NONE,    /* no template, or one that is not known */
@@ -48,6 +48,10 @@ FL_LOCAL folollm_status fl_chat_open(fl_memory *m, const char *directory, fl_cha
 /* The same of a template at hand, with the spellings of BOS and EOS that it writes. */
 FL_LOCAL folollm_status fl_chat_read(fl_memory *m, fl_str source, fl_str bos, fl_str eos, fl_chat_template *out,
                                      folollm_error *error);
+
+/* Append the template of a directory to *out, as it stands there; nothing if there is none. */
+FL_LOCAL folollm_status fl_chat_source(fl_memory *m, const char *directory, fl_text_buffer *out,
+                                       folollm_error *error);
 
 FL_LOCAL const char *fl_chat_format_name(fl_chat_format format); /* "chatml", "llama3", "mistral" or "" */
 

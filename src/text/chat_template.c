@@ -524,3 +524,42 @@ FL_LOCAL folollm_status fl_chat_open(fl_memory *m, const char *directory, fl_cha
     *out = c;
     return FOLOLLM_OK;
 }
+
+static folollm_status fl_chat_put_source(fl_str source, fl_text_buffer *out, folollm_error *error) {
+    return fl_text_append(out, source.at, source.n) ? FOLOLLM_OK : fl_no_memory(error, "the chat template", source.n);
+}
+
+static folollm_status fl_chat_put_source_of_config(fl_memory *m, fl_str text, fl_text_buffer *out,
+                                                   folollm_error *error) {
+    fl_json doc;
+    FL_TRY(fl_json_parse(m, &doc, "tokenizer_config.json", text, error));
+    uint32_t node = fl_chat_template_node(&doc);
+    folollm_status status = FOLOLLM_OK;
+    if (node != FL_JSON_NONE) {
+        fl_str escaped = {text.at + doc.nodes[node].begin, doc.nodes[node].n};
+        size_t begin = out->n;
+        status = fl_chat_put_source(escaped, out, error);
+        if (status == FOLOLLM_OK && doc.nodes[node].escaped) {
+            out->n = begin + fl_json_string(&doc, node, out->at + begin).n;
+        }
+    }
+    fl_json_free(m, &doc);
+    return status;
+}
+
+FL_LOCAL folollm_status fl_chat_source(fl_memory *m, const char *directory, fl_text_buffer *out,
+                                       folollm_error *error) {
+    static const char *const names[] = {"chat_template.jinja", "tokenizer_config.json"};
+    bool found = false;
+    for (size_t i = 0; i < FL_COUNT(names) && !found; i++) {
+        fl_str text;
+        FL_TRY(fl_file_slurp(m, directory, names[i], FL_CHAT_MAX_CONFIG_BYTES, &found, &text, error));
+        if (found) {
+            folollm_status status = i == 0 ? fl_chat_put_source(text, out, error)
+                                           : fl_chat_put_source_of_config(m, text, out, error);
+            fl_free(m, (void *)(uintptr_t)text.at, text.n);
+            FL_TRY(status);
+        }
+    }
+    return FOLOLLM_OK;
+}

@@ -208,6 +208,7 @@ static void fl_build_index(fl_tokenizer *t) {
 
 FL_LOCAL folollm_status fl_build_close(fl_build *b, folollm_status status, fl_tokenizer **out) {
     if (status == FOLOLLM_OK) {
+        b->t->bpe.n_results = b->n_pairs > 0 ? b->n_pairs : b->n_results;
         fl_build_enter_merges(b);
         fl_build_index(b->t);
         status = fl_build_check_template(b);

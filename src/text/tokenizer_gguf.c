@@ -8,27 +8,6 @@
 #include "base/utf8.h"
 #include "text/tokenizer_build.h"
 
-#define FL_GGTOK_PIECE_BYTES 512 /* of a piece that is cut: time grows with its square; SentencePiece's own have 64 */
-#define FL_GGTOK_BLANK "\xE2\x96\x81" /* U+2581 */
-
-enum { /* tokenizer.ggml.token_type */
-    FL_GGTOK_NORMAL = 1,
-    FL_GGTOK_UNKNOWN = 2,
-    FL_GGTOK_CONTROL = 3,
-    FL_GGTOK_USER_DEFINED = 4,
-    FL_GGTOK_UNUSED = 5,
-    FL_GGTOK_BYTE = 6
-};
-
-typedef struct fl_ggtok_pre {
-    const char *name;
-    fl_pretok_name pattern;
-    bool digits;        /* each \p{N} is a word before the pattern is applied */
-    bool nfc;
-    bool ignore_merges; /* a word that is a token is not merged */
-    bool bos;           /* BOS is added, unless the file says otherwise */
-} fl_ggtok_pre;
-
 static const fl_ggtok_pre fl_ggtok_pres[] = {
     {.name = "gpt-2", .pattern = FL_PRETOK_GPT2},
     {.name = "default", .pattern = FL_PRETOK_GPT2},
@@ -43,6 +22,10 @@ static const fl_ggtok_pre fl_ggtok_pres[] = {
     {.name = "gpt-4o", .pattern = FL_PRETOK_O200K, .ignore_merges = true},
     {.name = "tekken", .pattern = FL_PRETOK_TEKKEN, .ignore_merges = true, .bos = true},
 };
+
+FL_LOCAL const fl_ggtok_pre *fl_ggtok_pre_at(size_t i) {
+    return i < FL_COUNT(fl_ggtok_pres) ? &fl_ggtok_pres[i] : NULL;
+}
 
 typedef struct fl_ggtok {
     fl_build b;
@@ -469,6 +452,7 @@ static folollm_status fl_ggtok_fill_ids(fl_ggtok *l) {
     folollm_token unk;
     FL_TRY(fl_ggtok_id(l, "tokenizer.ggml.bos_token_id", &t->bos));
     FL_TRY(fl_ggtok_id(l, "tokenizer.ggml.eos_token_id", &t->eos));
+    t->pad = -1;
     FL_TRY(fl_ggtok_id(l, "tokenizer.ggml.unknown_token_id", &unk));
     FL_TRY(fl_ggtok_end(l, "tokenizer.ggml.add_bos_token", l->pre == NULL || l->pre->bos, t->bos, t->before,
                         &t->n_before));

@@ -16,7 +16,32 @@
 
 #include "formats/gguf.h"
 #include "text/chat.h"
+#include "text/pretokenize.h"
 #include "text/tokenizer.h"
+
+#define FL_GGTOK_PIECE_BYTES 512 /* of a piece that is cut: time grows with its square; SentencePiece's own have 64 */
+#define FL_GGTOK_BLANK "\xE2\x96\x81" /* U+2581 */
+
+enum { /* tokenizer.ggml.token_type */
+    FL_GGTOK_NORMAL = 1,
+    FL_GGTOK_UNKNOWN = 2,
+    FL_GGTOK_CONTROL = 3,
+    FL_GGTOK_USER_DEFINED = 4,
+    FL_GGTOK_UNUSED = 5,
+    FL_GGTOK_BYTE = 6
+};
+
+typedef struct fl_ggtok_pre { /* what a name under tokenizer.ggml.pre stands for */
+    const char *name;
+    fl_pretok_name pattern;
+    bool digits;        /* each \p{N} is a word before the pattern is applied */
+    bool nfc;
+    bool ignore_merges; /* a word that is a token is not merged */
+    bool bos;           /* BOS is added, unless the file says otherwise */
+} fl_ggtok_pre;
+
+/* Of names for the same, the usual one comes first. NULL: there are no more. */
+FL_LOCAL const fl_ggtok_pre *fl_ggtok_pre_at(size_t i);
 
 FL_LOCAL bool fl_tokenizer_in_gguf(const fl_gguf *g);
 

@@ -31,7 +31,7 @@ struct fl_tokenizer {
     uint32_t before[FL_TEMPLATE_IDS], after[FL_TEMPLATE_IDS]; /* what the post-processor adds */
     size_t n_before, n_after;
     size_t max_piece_bytes; /* of any piece, decoded */
-    folollm_token bos, eos;
+    folollm_token bos, eos, pad; /* -1: none */
 };
 
 /* Read normalizer, pre_tokenizer, decoder and post_processor of a tokenizer.json into *t. */

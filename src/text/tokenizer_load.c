@@ -345,7 +345,7 @@ static folollm_status fl_load_config(fl_memory *m, const char *directory, fl_tok
     fl_str text;
     fl_json doc;
     bool found;
-    t->bos = t->eos = -1;
+    t->bos = t->eos = t->pad = -1;
     FL_TRY(fl_file_slurp(m, directory, "tokenizer_config.json", FL_LOAD_CONFIG_BYTES, &found, &text, error));
     if (!found) {
         return FOLOLLM_OK;
@@ -354,6 +354,7 @@ static folollm_status fl_load_config(fl_memory *m, const char *directory, fl_tok
     if (status == FOLOLLM_OK) {
         t->bos = fl_load_named(t, &doc, "bos_token");
         t->eos = fl_load_named(t, &doc, "eos_token");
+        t->pad = fl_load_named(t, &doc, "pad_token");
         fl_json_free(m, &doc);
     }
     fl_free(m, (void *)(uintptr_t)text.at, text.n);

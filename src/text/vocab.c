@@ -3,6 +3,8 @@
  * another token's slot goes on without touching that token. */
 #include "text/vocab.h"
 
+#include "base/utf8.h"
+
 FL_LOCAL void fl_vocab_layout(fl_vocab *v, fl_arena *arena, size_t n_ids, size_t n_tokens, size_t blob_bytes) {
     size_t slots = 16;
     while (slots / 4 * 3 < n_tokens) {
@@ -86,6 +88,29 @@ static int fl_vocab_byte_of(uint32_t code) {
     }
     code -= 256;
     return (int)(code < 33 ? code : code < 67 ? code + 94 : 173);
+}
+
+/* The character of the byte alphabet that stands for a byte. */
+static uint32_t fl_vocab_code_of(uint8_t byte) {
+    uint32_t code = byte;
+    if (fl_vocab_byte_of(code) == byte) {
+        return code;
+    }
+    return 256 + (code < 33 ? code : code == 173 ? 67 : code - 94);
+}
+
+FL_LOCAL size_t fl_vocab_spell(const fl_vocab *v, uint32_t id, char *out) {
+    fl_str piece = fl_vocab_piece(v, id);
+    bool raw = !v->byte_level || (v->pieces[id].flags & FL_PIECE_RAW) != 0;
+    size_t n = 0;
+    for (size_t i = 0; i < piece.n; i++) {
+        if (raw) {
+            out[n++] = piece.at[i];
+        } else {
+            n += fl_utf8_encode(fl_vocab_code_of((uint8_t)piece.at[i]), out + n);
+        }
+    }
+    return n;
 }
 
 FL_LOCAL bool fl_vocab_piece_of(bool byte_level, fl_str token, char *out, size_t *n) {

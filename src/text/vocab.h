@@ -48,6 +48,9 @@ FL_LOCAL uint32_t fl_vocab_find(const fl_vocab *v, fl_str piece, bool raw);
 /* What a token spelled `token` is kept as: out has room for token.n. Returns whether it is raw. */
 FL_LOCAL bool fl_vocab_piece_of(bool byte_level, fl_str token, char *out, size_t *n);
 
+/* How a token is spelled, the opposite: returns the bytes written. out has room for twice its piece. */
+FL_LOCAL size_t fl_vocab_spell(const fl_vocab *v, uint32_t id, char *out);
+
 FL_INLINE fl_str fl_vocab_piece(const fl_vocab *v, uint32_t id) {
     fl_str s = {v->blob + v->pieces[id].at, v->pieces[id].n};
     return s;
