@@ -32,7 +32,7 @@ BUILDS = [["-std=gnu17", "-O2"], ["-std=c99", "-O0", "-fno-pic"], ["-std=c99", "
           ["-std=gnu17", "-O3", "-ffast-math", *NATIVE]]
 IMPORTS = set("""
     bcmp memchr memcmp memcpy memmove memset strchr strcmp strcspn strlen realloc free fma fmaf rintf sqrtf
-    open pread close fstat mmap munmap open64 pread64 fstat64 mmap64 sysconf __errno_location
+    open pread close fstat mmap munmap madvise open64 pread64 fstat64 mmap64 sysconf __errno_location
     pthread_create pthread_join pthread_mutex_init pthread_mutex_destroy pthread_mutex_lock pthread_mutex_unlock
     pthread_cond_init pthread_cond_destroy pthread_cond_wait pthread_cond_signal pthread_cond_broadcast sched_yield getauxval
     __stack_chk_fail _GLOBAL_OFFSET_TABLE_

@@ -82,6 +82,12 @@ static void fl_os_close(intptr_t file) {
     CloseHandle((HANDLE)file);
 }
 
+FL_LOCAL void fl_file_forget(const fl_file *f, uint64_t offset, uint64_t n_bytes) {
+    (void)f;
+    (void)offset;
+    (void)n_bytes;
+}
+
 FL_LOCAL uint32_t fl_n_cores(void) {
     SYSTEM_INFO info;
     GetSystemInfo(&info);
@@ -140,6 +146,13 @@ static void fl_os_unmap(const uint8_t *map, uint64_t size) {
 
 static void fl_os_close(intptr_t file) {
     close((int)file);
+}
+
+FL_LOCAL void fl_file_forget(const fl_file *f, uint64_t offset, uint64_t n_bytes) {
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), skip = (size_t)(0 - offset) % page;
+    if (f->os_mapped && n_bytes > skip + page) {
+        madvise((void *)(uintptr_t)(f->map + offset + skip), (size_t)(n_bytes - skip) / page * page, MADV_DONTNEED);
+    }
 }
 
 FL_LOCAL uint32_t fl_n_cores(void) {

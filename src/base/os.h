@@ -26,6 +26,9 @@ FL_LOCAL folollm_status fl_file_read(fl_file *f, uint64_t offset, void *out, siz
 /* Make f->map point to the content, if the host or the system can. */
 FL_LOCAL bool fl_file_map(fl_file *f);
 
+/* These bytes of the map were read and will not be soon: the process need not be charged for them. */
+FL_LOCAL void fl_file_forget(const fl_file *f, uint64_t offset, uint64_t n_bytes);
+
 FL_LOCAL void fl_file_close(fl_file *f);
 
 /* Read a file of at most max_bytes whole into *text (owned by the caller, freed with fl_free and text->n). */

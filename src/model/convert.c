@@ -46,10 +46,11 @@ FL_LOCAL void fl_converter_close(fl_memory *m, fl_converter *c) {
 
 typedef struct fl_convert_job {
     const fl_converter *c;
-    const fl_quantised *quantised; /* what is in raw, or NULL: plain rows or rows of blocks of the type `from` */
+    const uint8_t *in;             /* plain rows or rows of blocks of the type `from` */
+    const fl_quantised *quantised; /* instead, or NULL */
     fl_dtype from, to;
-    size_t first;          /* row of the matrix that raw begins with */
-    size_t n_rows, n_cols; /* of what is in raw */
+    size_t first;          /* row of the matrix that `in` begins with */
+    size_t n_rows, n_cols; /* of what is there */
     const fl_merged *merged;
     bool pack;
     uint8_t *out;
@@ -67,13 +68,13 @@ static void fl_convert_plain(fl_dtype to, const float *x, size_t n, uint8_t *out
     }
 }
 
-/* A row of what is in raw, as floats. */
+/* A row, as floats. */
 static void fl_read_row(const fl_convert_job *j, size_t row, float *x) {
     if (j->quantised != NULL) {
         fl_quantised_floats(j->quantised, row, x);
         return;
     }
-    const uint8_t *from = j->c->raw + row * fl_row_bytes(j->from, j->n_cols);
+    const uint8_t *from = j->in + row * fl_row_bytes(j->from, j->n_cols);
     if (!fl_is_plain(j->from)) {
         fl_dequantise(j->from, from, fl_div_up(j->n_cols, fl_block_numbers(j->from)) * fl_block_numbers(j->from), x);
     } else {
@@ -95,7 +96,7 @@ static void fl_merge_row(const fl_merged *merged, size_t row, size_t n, float *x
     }
 }
 
-/* A row of what is in raw into blocks, or what a plain row is in memory: moved if no number changes. x: room for the
+/* A row into blocks, or what a plain row is in memory: moved if no number changes. x: room for the
  * row's numbers, zeros behind them. */
 static void fl_convert_row(const fl_convert_job *j, size_t row, float *x, uint8_t *out) {
     bool moves = j->to == fl_computed_type(j->from) && j->merged->n == 0;
@@ -104,7 +105,7 @@ static void fl_convert_row(const fl_convert_job *j, size_t row, float *x, uint8_
         return;
     }
     if (moves) {
-        fl_move_blocks(j->from, j->c->raw + row * fl_row_bytes(j->from, j->n_cols), j->n_cols, out);
+        fl_move_blocks(j->from, j->in + row * fl_row_bytes(j->from, j->n_cols), j->n_cols, out);
         return;
     }
     fl_read_row(j, row, x);
@@ -135,11 +136,10 @@ static void fl_convert_task(void *context, size_t task, size_t slot) {
     for (size_t r = 0; r < n && !as_it_is; r++) {
         fl_convert_row(j, first + r, x, rows + r * row_bytes);
     }
-    const uint8_t *in = j->c->raw + first * row_bytes; /* where it is as it is */
     if (packs) {
-        fl_pack(j->to, as_it_is ? in : rows, n, j->n_cols, out);
+        fl_pack(j->to, as_it_is ? j->in + first * row_bytes : rows, n, j->n_cols, out);
     } else if (as_it_is) {
-        memcpy(out, in, n * row_bytes);
+        memcpy(out, j->in + first * row_bytes, n * row_bytes);
     }
 }
 
@@ -161,19 +161,25 @@ FL_LOCAL folollm_status fl_read_rows(const fl_rows_in_file *rows, size_t first, 
 FL_LOCAL folollm_status fl_convert(fl_converter *c, const fl_rows_in_file *rows, fl_dtype from, size_t n_rows,
                                    size_t n_cols, const fl_merged *merged, fl_dtype to, bool pack, void *out,
                                    folollm_error *error) {
+    fl_convert_job job = {c, rows->file->map, NULL, from, to, 0, n_rows, n_cols, merged, pack, out};
+    if (job.in != NULL && rows->head_dim == 0) {
+        job.in += rows->offset;
+        fl_pool_run(c->pool, fl_div_up(n_rows, FL_PANEL), fl_convert_task, &job);
+        fl_file_forget(rows->file, rows->offset, (uint64_t)n_rows * rows->row_bytes);
+        return FOLOLLM_OK;
+    }
     size_t most = c->raw_bytes / rows->row_bytes / FL_PANEL * FL_PANEL;
-    for (size_t first = 0; first < n_rows; first += most) {
-        size_t n = fl_min(n_rows - first, most);
-        FL_TRY(fl_read_rows(rows, first, n, c->raw, error));
-        fl_convert_job job = {c, NULL, from, to, first, n, n_cols, merged, pack, out};
-        job.out += fl_convert_at(&job, first);
-        fl_pool_run(c->pool, fl_div_up(n, FL_PANEL), fl_convert_task, &job);
+    for (job.in = c->raw; job.first < n_rows; job.first += most) {
+        job.n_rows = fl_min(n_rows - job.first, most);
+        job.out = (uint8_t *)out + fl_convert_at(&job, job.first);
+        FL_TRY(fl_read_rows(rows, job.first, job.n_rows, c->raw, error));
+        fl_pool_run(c->pool, fl_div_up(job.n_rows, FL_PANEL), fl_convert_task, &job);
     }
     return FOLOLLM_OK;
 }
 
 FL_LOCAL void fl_convert_quantised(fl_converter *c, const fl_quantised *q, bool exact, const fl_merged *merged,
                                    fl_dtype to, bool pack, void *out) {
-    fl_convert_job job = {c, q, exact ? to : FL_DTYPE_OTHER, to, 0, q->n_rows, q->n_cols, merged, pack, out};
+    fl_convert_job job = {c, NULL, q, exact ? to : FL_DTYPE_OTHER, to, 0, q->n_rows, q->n_cols, merged, pack, out};
     fl_pool_run(c->pool, fl_div_up(q->n_rows, FL_PANEL), fl_convert_task, &job);
 }

@@ -608,6 +608,7 @@ FL_LOCAL folollm_status fl_weights_open(fl_memory *m, fl_weights *w, const char 
                                         const folollm_options *o, folollm_error *error) {
     bool maps = o->copy_weights == 0 && o->weights == FOLOLLM_WEIGHTS_AS_STORED;
     memset(w, 0, sizeof *w);
+    w->arena.raw = true; /* all of it is written by the threads that convert; nothing is read before */
     w->asked = o->weights;
     w->is_gguf = gguf != NULL;
     if (w->is_gguf) {
