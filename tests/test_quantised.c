@@ -862,7 +862,8 @@ static void test_configs(void) {
         {"{\"quant_method\":\"compressed-tensors\",\"format\":\"pack-quantized\",\"sparsity_config\":{\"format\":"
          "\"sparse-24-bitmask\"}}", FOLOLLM_E_UNSUPPORTED, "sparsity_config"},
         {"{\"quant_method\":\"compressed-tensors\",\"format\":\"float-quantized\",\"config_groups\":{\"a\":"
-         "{\"weights\":{\"num_bits\":8,\"type\":\"float\",\"strategy\":\"group\"}}}}", FOLOLLM_E_UNSUPPORTED, "channel, tensor and"},
+         "{\"weights\":{\"num_bits\":8,\"type\":\"float\",\"strategy\":\"group\"}}}}", FOLOLLM_E_UNSUPPORTED,
+         "channel, tensor and"},
         {"{\"quant_method\":\"fp8\"}", FOLOLLM_E_FORMAT, "weight_block_size"},
         {"{\"quant_method\":\"fp8\",\"weight_block_size\":[128,0]}", FOLOLLM_E_FORMAT, "weight_block_size"},
         {"{\"quant_method\":\"fp8\",\"weight_block_size\":[128,128],\"fmt\":\"e5m2\"}", FOLOLLM_E_UNSUPPORTED, "e5m2"},

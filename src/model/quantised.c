@@ -173,6 +173,9 @@ FL_LOCAL folollm_status fl_quantised_find(const fl_tensors *all, const fl_quanti
 }
 
 FL_LOCAL const char *fl_quantised_loss(const fl_quantised *q, fl_dtype type) {
+    if (type == FL_F32) {
+        return "";
+    }
     if (!q->exact || type != q->type) {
         return ", rounded";
     }

@@ -4,8 +4,9 @@
     python3 tests/oracle/make_quantised.py --auto-gptq DIR --awq DIR [OUT]
 
 Needs torch, safetensors, transformers, compressed-tensors and bitsandbytes; of auto-gptq and autoawq only single files
-are run, from where their archives were unpacked, because both want a GPU to be imported whole. Each vector is a directory
-with a config.json, and a model.safetensors with the tensors of the module "m" and "m.reference" (rows, columns), F32.
+are run, from where their archives (auto-gptq 0.7.1, autoawq 0.2.9) were unpacked, because both want a GPU to be imported
+whole. Each vector is a directory with a config.json, and a model.safetensors with the tensors of the module "m" and
+"m.reference" (rows, columns), F32.
 """
 import argparse
 import importlib.util
