@@ -434,6 +434,80 @@ static void test_written(void) {
     }
 }
 
+/* A tokenizer.json of SentencePiece's kind with bytes, "\u2581", a, b and more pieces; both lists are JSON inside. */
+static folollm_status open_pieces(test_host *h, fl_memory *m, const char *pieces, const char *merges,
+                                  fl_tokenizer **t) {
+    static char text[16384];
+    size_t n = 0;
+    uint64_t kept;
+    n += (size_t)snprintf(text + n, sizeof text - n,
+                          "{\"added_tokens\":[],\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},"
+                          "\"content\":\"\u2581\"},\"pre_tokenizer\":null,\"decoder\":{\"type\":\"Sequence\","
+                          "\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":\"\u2581\"},"
+                          "\"content\":\" \"},{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"}]},\"model\":{"
+                          "\"type\":\"BPE\",\"byte_fallback\":true,\"fuse_unk\":true,\"merges\":[%s],\"vocab\":{",
+                          merges);
+    for (unsigned i = 0; i < 256; i++) {
+        n += (size_t)snprintf(text + n, sizeof text - n, "\"<0x%02X>\":%u,", i, i);
+    }
+    n += (size_t)snprintf(text + n, sizeof text - n, "\"\u2581\":256,\"a\":257,\"b\":258%s}}}", pieces);
+    host_put(h, "tokenizer.json", text, n);
+    return fl_tokenizer_open(m, "mem", t, &kept, NULL);
+}
+
+/* Pieces of equal scores: runs of spaces may mingle, others not. */
+static void test_mingled(void) {
+    char pieces[512], merges[4096];
+    size_t n = 0, n_pieces = 0;
+    test_host h;
+    host_init(&h, true);
+    fl_memory m;
+    fl_memory_init(&m, &h.hooks);
+    fl_tokenizer *a = NULL, *b = NULL;
+    folollm_error error;
+    uint64_t kept;
+    static const char spaces[] = "\u2581\u2581\u2581\u2581\u2581\u2581\u2581\u2581\u2581\u2581\u2581\u2581";
+    for (int length = 2; length <= 12; length++) {
+        n_pieces += (size_t)snprintf(pieces + n_pieces, sizeof pieces - n_pieces, ",\"%.*s\":%d", 3 * length, spaces,
+                                     257 + length);
+    }
+    for (int run = 2; run <= 4; run += 2) { /* scores of their own */
+        for (int left = run - 1; left > 0; left--) {
+            n += (size_t)snprintf(merges + n, sizeof merges - n, "%s[\"%.*s\",\"%.*s\"]", n > 0 ? "," : "", 3 * left,
+                                  spaces, 3 * (run - left), spaces);
+        }
+    }
+    for (int left = 11; left > 0; left--) { /* the others as transformers sorts them: the longest left part first */
+        for (int right = 12 - left; right > 0; right--) {
+            if (left + right != 2 && left + right != 4) {
+                n += (size_t)snprintf(merges + n, sizeof merges - n, ",[\"%.*s\",\"%.*s\"]", 3 * left, spaces,
+                                      3 * right, spaces);
+            }
+        }
+    }
+    CHECK(open_pieces(&h, &m, pieces, merges, &a) == FOLOLLM_OK);
+    CHECK(write_gguf(&h, &m, a, 300, &error) == FOLOLLM_OK);
+    CHECK(open_gguf(&m, &b, &kept, &error) == FOLOLLM_OK);
+    for (size_t length = 1; length < 100 && b != NULL; length++) {
+        char text[128];
+        memset(text, ' ', sizeof text);
+        text[0] = length % 3 == 0 ? 'a' : ' ';
+        text[length] = length % 2 == 0 ? 'b' : ' ';
+        fl_str s = {text, length + 1};
+        compare(b, a, &m, s);
+    }
+    fl_tokenizer_close(&m, a);
+    fl_tokenizer_close(&m, b);
+    a = NULL;
+    CHECK(open_pieces(&h, &m, ",\"aa\":259,\"ab\":260,\"bb\":261,\"aab\":262,\"abb\":263",
+                      "[\"a\",\"a\"],[\"a\",\"b\"],[\"b\",\"b\"],[\"aa\",\"b\"],[\"ab\",\"b\"],[\"a\",\"ab\"],"
+                      "[\"a\",\"bb\"]", &a) == FOLOLLM_OK);
+    CHECK(write_gguf(&h, &m, a, 300, &error) == FOLOLLM_E_UNSUPPORTED && strstr(error.text, "merges") != NULL);
+    fl_tokenizer_close(&m, a);
+    CHECK(host_is_clean(&h));
+    host_free(&h);
+}
+
 /* ---- Ids that others gave -- */
 
 /* The numbers of a line after its first word. */
@@ -799,6 +873,7 @@ int main(void) {
     read_snippets();
     test_pairs();
     test_written();
+    test_mingled();
     test_others();
     test_public();
     test_hostile();

@@ -2,7 +2,9 @@
  *
  * Byte-level BPE keeps its merges, in the order of their ranks. SentencePiece's BPE has scores instead, and a
  * tokenizer.json that was made of such a model has the merges that follow from them: every way to cut a piece into two
- * pieces, the pieces one after another. That is checked, and the places of the pieces become their scores. */
+ * pieces, the pieces one after another. That is checked, and the places of the pieces become their scores. Pieces whose
+ * merges mingle had equal scores; Llama 2 has them for runs of spaces. Of such runs the longest left part is merged
+ * first, and as the parts of a run descend in length, this is to make the longest piece first. */
 #include "text/tokenizer_gguf_write.h"
 
 #include "base/utf8.h"
@@ -18,6 +20,7 @@ typedef struct fl_ggtok_out {
     fl_arena arena;          /* of what follows */
     uint8_t *types;          /* (vocab) */
     uint32_t *places;        /* (ids) of a piece among those that merging makes, from 1 on; 0: none makes it */
+    uint32_t *last;          /* (ids) rank of a piece's last merge */
     uint64_t *pairs;         /* (ranks) left << 32 | right, or UINT64_MAX */
     char *text;              /* room for two tokens as they are spelled, and a blank */
     uint32_t n_places;
@@ -171,19 +174,55 @@ static bool fl_ggtok_all_cuts(const fl_tokenizer *t, uint32_t id, uint64_t *n) {
     return true;
 }
 
+static bool fl_ggtok_is_run(fl_str piece) {
+    size_t n = fl_min(fl_utf8_length((uint8_t)piece.at[0]), piece.n);
+    return memcmp(piece.at, piece.at + n, piece.n - n) == 0;
+}
+
+/* Where a run comes among those that it mingles with. */
+static uint32_t fl_ggtok_place_of_run(const fl_ggtok_out *w, uint32_t id) {
+    return w->n_places + FL_GGTOK_PIECE_BYTES - (uint32_t)fl_min(w->t->vocab.pieces[id].n, FL_GGTOK_PIECE_BYTES);
+}
+
+/* Give every piece its place. False: merges of pieces mingle that are no runs, or there are more places than floats
+ * can tell apart. */
+static bool fl_ggtok_settle_places(fl_ggtok_out *w) {
+    const fl_bpe *bpe = &w->t->bpe;
+    uint32_t first = 0, end = 0; /* piece that opened the place; last rank of it so far */
+    bool mingled = false;
+    for (uint32_t rank = 0; rank < bpe->n_results; rank++) {
+        w->last[bpe->results[rank]] = rank;
+    }
+    for (uint32_t rank = 0; rank < bpe->n_results; rank++) {
+        uint32_t id = bpe->results[rank];
+        if (fl_ggtok_has(w, id, FL_PIECE_SPECIAL) || w->places[id] != 0) {
+            continue;
+        }
+        if (w->n_places == 0 || rank > end) {
+            w->n_places += mingled ? FL_GGTOK_PIECE_BYTES + 1 : 1;
+            w->places[id] = w->n_places;
+            first = id;
+            end = w->last[id];
+            mingled = false;
+            continue;
+        }
+        if (!fl_ggtok_is_run(fl_vocab_piece(&w->t->vocab, id)) ||
+            !fl_ggtok_is_run(fl_vocab_piece(&w->t->vocab, first))) {
+            return false;
+        }
+        w->places[first] = fl_ggtok_place_of_run(w, first);
+        w->places[id] = fl_ggtok_place_of_run(w, id);
+        end = w->last[id] > end ? w->last[id] : end;
+        mingled = true;
+    }
+    w->n_places += mingled ? FL_GGTOK_PIECE_BYTES : 0;
+    return w->n_places < 1u << 24;
+}
+
 static folollm_status fl_ggtok_settle_scores(fl_ggtok_out *w) {
     const fl_tokenizer *t = w->t;
     uint64_t n_cuts = 0;
-    uint32_t last = FL_VOCAB_NONE;
-    bool ok = true;
-    for (size_t rank = 0; rank < t->bpe.n_results && ok; rank++) {
-        uint32_t id = t->bpe.results[rank];
-        if (id != last && !fl_ggtok_has(w, id, FL_PIECE_SPECIAL)) {
-            ok = w->places[id] == 0;
-            w->places[id] = ++w->n_places;
-            last = id;
-        }
-    }
+    bool ok = fl_ggtok_settle_places(w);
     for (uint32_t id = 0; id < t->vocab.n_ids && ok; id++) {
         bool cut = fl_ggtok_has(w, id, FL_PIECE_PRESENT) && !fl_ggtok_has(w, id, FL_PIECE_SPECIAL);
         bool is_long = t->vocab.pieces[id].n > FL_GGTOK_PIECE_BYTES;
@@ -280,6 +319,7 @@ static folollm_status fl_ggtok_put_ids(fl_ggtok_out *w) {
 static void fl_ggtok_out_layout(fl_ggtok_out *w, size_t longest) {
     w->types = fl_take(&w->arena, w->vocab, sizeof *w->types);
     w->places = fl_take(&w->arena, w->t->vocab.n_ids, sizeof *w->places);
+    w->last = fl_take(&w->arena, w->t->vocab.n_ids, sizeof *w->last);
     w->pairs = fl_take(&w->arena, w->t->bpe.n_results, sizeof *w->pairs);
     w->text = fl_take(&w->arena, 4 * longest + 33, 1);
 }
