@@ -222,6 +222,7 @@ static const header_case header_cases[] = {
     {"empty tensor", T("[0]", 0, 0), 0, FOLOLLM_OK},
     {"empty tensor, many", T("[0,18446744073709551609]", 0, 0), 0, FOLOLLM_OK},
     {"empty tensor with a range", T("[0,5]", 0, 4), 4, BAD},
+    {"empty tensor past the end", T("[0]", 1, 1), 0, BAD},
     {"product wraps to 0: 2^32 x 2^32", T("[4294967296,4294967296]", 0, 0), 0, BAD},
     {"product wraps to 0: 2^63 x 2", T("[9223372036854775808,2]", 0, 0), 0, BAD},
     {"product wraps to 4", T("[4294967297,4294967296,4294967296]", 0, 4), 4, BAD},
@@ -264,6 +265,13 @@ static const header_case header_cases[] = {
     {"dtype of another size", "{\"a\":{\"dtype\":\"F16\",\"shape\":[1],\"data_offsets\":[0,4]}}", 4, BAD},
     {"dtype of a known other kind", "{\"a\":{\"dtype\":\"I64\",\"shape\":[1],\"data_offsets\":[0,8]}}", 8,
      FOLOLLM_OK},
+    {"dtype twice", "{\"a\":{\"dtype\":\"F16\",\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}", 4, BAD},
+    {"shape twice", "{\"a\":{\"dtype\":\"F32\",\"shape\":[9],\"shape\":[1],\"data_offsets\":[0,4]}}", 4, BAD},
+    {"offsets twice",
+     "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,9],\"data_offsets\":[0,4]}}", 4, BAD},
+    {"dtype in the place of shape", "{\"a\":{\"dtype\":\"F32\",\"dtype\":\"F32\",\"data_offsets\":[0,4]}}", 4, BAD},
+    {"something beside the three", "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4],\"x\":1}}", 4,
+     BAD},
     {"tensor is a list", "{\"a\":[\"F32\",[1],[0,4]]}", 4, BAD},
     {"tensor is null", "{\"a\":null}", 0, BAD},
     {"tensor is empty", "{\"a\":{}}", 0, BAD},
@@ -286,11 +294,18 @@ static const header_case header_cases[] = {
     {"metadata of an object", "{\"__metadata__\":{\"a\":{}}}", 0, BAD},
     {"metadata is a list", "{\"__metadata__\":[]}", 0, BAD},
     {"metadata is null", "{\"__metadata__\":null}", 0, BAD},
+    {"metadata twice", "{\"__metadata__\":{},\"__metadata__\":{}}", 0, BAD},
+    {"metadata twice, once escaped", "{\"__metadata__\":{},\"\\u005f_metadata__\":{}}", 0, BAD},
 };
 
-#define TWO(a, ra, b, rb)                                                  \
-    "{\"" a "\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":" ra "}," \
+#define TWO(a, ra, b, rb) "{" PAIR(a, ra, b, rb)
+#define PAIR(a, ra, b, rb)                                                \
+    "\"" a "\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":" ra "}," \
     "\"" b "\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":" rb "}}"
+
+/* Tensors of four bytes, and empty ones at three places. */
+#define AT(name, place) "\"" name "\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[" place "," place "]},"
+#define EMPTY(x, y, z) "{" AT("c", z) AT("d", x) AT("e", y) PAIR("a", "[0,4]", "b", "[4,8]")
 
 static const header_case pair_cases[] = {
     {"two", TWO("a", "[0,4]", "b", "[4,8]"), 8, FOLOLLM_OK},
@@ -300,6 +315,8 @@ static const header_case pair_cases[] = {
     {"two that overlap", TWO("a", "[0,4]", "b", "[2,6]"), 6, BAD},
     {"two with a hole between", TWO("a", "[0,4]", "b", "[5,9]"), 9, BAD},
     {"two with one range, a hole to match", TWO("a", "[4,8]", "b", "[4,8]"), 8, BAD},
+    {"an empty one at every border", EMPTY("0", "4", "8"), 8, FOLOLLM_OK},
+    {"an empty one inside another", EMPTY("0", "2", "8"), 8, BAD},
     {"two names with one escaped", TWO("a", "[0,4]", "\\u0061", "[4,8]"), 8, BAD},
 };
 

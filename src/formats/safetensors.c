@@ -98,6 +98,9 @@ static folollm_status fl_read_tensor(fl_header_reader *r, uint32_t key) {
     fl_tensor t = {.name = {r->doc.text.at + k->begin, k->n}, .file = (uint32_t)(r->file - r->tensors->files)};
     unsigned bits = 0;
     uint64_t n_bytes = 0;
+    if (fl_json_type_of(&r->doc, key + 1) != FL_JSON_OBJECT || r->doc.nodes[key + 1].n_children != 3) {
+        return fl_tensor_bad(r, &t.name, "it must have \"dtype\", \"shape\" and \"data_offsets\", once each");
+    }
     if (k->escaped || memchr(t.name.at, 0, t.name.n) != NULL) {
         return fl_tensor_bad(r, &t.name, "a tensor's name must be plain text without escapes");
     }
@@ -126,10 +129,15 @@ static folollm_status fl_read_metadata(fl_header_reader *r, uint32_t node) {
     return FOLOLLM_OK;
 }
 
+static bool fl_ends_before(const fl_tensor *a, const fl_tensor *b) {
+    uint64_t a_end = a->offset + a->n_bytes, b_end = b->offset + b->n_bytes;
+    return a_end < b_end || (a_end == b_end && a->offset < b->offset);
+}
+
 static void fl_sift_down(fl_tensor *a, size_t root, size_t n) {
     for (size_t child; (child = 2 * root + 1) < n; root = child) {
-        child += child + 1 < n && a[child].offset + a[child].n_bytes < a[child + 1].offset + a[child + 1].n_bytes;
-        if (a[root].offset + a[root].n_bytes >= a[child].offset + a[child].n_bytes) {
+        child += child + 1 < n && fl_ends_before(&a[child], &a[child + 1]);
+        if (!fl_ends_before(&a[root], &a[child])) {
             return;
         }
         fl_tensor t = a[root];
@@ -138,7 +146,7 @@ static void fl_sift_down(fl_tensor *a, size_t root, size_t n) {
     }
 }
 
-/* By end, in place: a heap sort, because the C library's may allocate or recurse. */
+/* By end, what is empty behind what ends there; in place, by a heap: the C library's sort may allocate or recurse. */
 static void fl_sort_by_end(fl_tensor *a, size_t n) {
     for (size_t i = n / 2; i-- > 0;) {
         fl_sift_down(a, i, n);
@@ -151,16 +159,13 @@ static void fl_sort_by_end(fl_tensor *a, size_t n) {
     }
 }
 
-/* Sorted by where they end, each tensor from `first` on begins where one before ended: no overlap, no hole. */
+/* Sorted by where they end, each tensor from `first` on begins where the one before ended: no overlap, no hole. */
 static folollm_status fl_check_ranges(fl_header_reader *r, size_t first) {
     size_t n = r->tensors->n_tensors - first;
     fl_tensor *tensors = n > 0 ? r->tensors->tensors + first : NULL;
     fl_sort_by_end(tensors, n);
     uint64_t at = r->data;
     for (size_t i = 0; i < n; i++) {
-        if (tensors[i].n_bytes == 0) {
-            continue;
-        }
         if (tensors[i].offset != at) {
             return fl_tensor_bad(r, &tensors[i].name,
                                  tensors[i].offset < at ? "its data overlaps that of another tensor"
@@ -180,8 +185,14 @@ static folollm_status fl_read_entries(fl_header_reader *r) {
     if (fl_json_type_of(&r->doc, 0) != FL_JSON_OBJECT) {
         return fl_fail(r->error, FOLOLLM_E_FORMAT, "%s: the header must be a JSON object", r->file->path);
     }
+    bool metadata = false;
     for (uint32_t i = 1; i < r->doc.nodes[0].next; i = r->doc.nodes[i + 1].next) {
-        FL_TRY(fl_json_is(&r->doc, i, "__metadata__") ? fl_read_metadata(r, i + 1) : fl_read_tensor(r, i));
+        bool is_metadata = fl_json_is(&r->doc, i, "__metadata__");
+        if (is_metadata && metadata) {
+            return fl_fail(r->error, FOLOLLM_E_FORMAT, "%s: \"__metadata__\" is there twice", r->file->path);
+        }
+        FL_TRY(is_metadata ? fl_read_metadata(r, i + 1) : fl_read_tensor(r, i));
+        metadata = metadata || is_metadata;
     }
     return fl_check_ranges(r, first);
 }
