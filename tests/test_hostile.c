@@ -464,6 +464,29 @@ static void test_shards(void) {
     put_good();
 }
 
+/* Every name is a file, without tensors. */
+static void *open_any(void *user, const char *path) {
+    return host_open(user, strstr(path, "/model.safetensors") != NULL ? path : "mem/any");
+}
+
+/* As many shards as may be, each named fifty times: time must not grow with the product. */
+static void test_many_shards(void) {
+    const size_t n_shards = FL_SHARDS_MAX, n_names = 50 * n_shards, room = 16 * n_names + 32;
+    char *index = malloc(room);
+    size_t n = (size_t)snprintf(index, room, "{\"weight_map\":{");
+    for (size_t i = 0; i < n_names; i++) {
+        n += (size_t)snprintf(index + n, room - n, "%s\"\":\"s%zu\"", i > 0 ? "," : "", i % n_shards);
+    }
+    n += (size_t)snprintf(index + n, room - n, "}}");
+    host_remove(&host, "model.safetensors");
+    host_put(&host, "any", "\2\0\0\0\0\0\0\0{}", 10);
+    host_put(&host, INDEX, index, n);
+    host.hooks.file_open = open_any;
+    try_tensors("many shards, named often", FOLOLLM_OK);
+    free(index);
+    put_good();
+}
+
 /* ---- Tensors against the config ------------------------------------------------------------------ */
 
 static void test_tensors(void) {
@@ -1298,6 +1321,7 @@ static void *run_parsers(void *unused) {
     test_nesting();
     test_header_bytes();
     test_shards();
+    test_many_shards();
     test_tensors();
     test_vocabulary();
     test_config_integers();

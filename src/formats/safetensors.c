@@ -256,12 +256,9 @@ static bool fl_is_file_name(fl_str s) {
            memchr(s.at, 0, s.n) == NULL && s.at[0] != '.';
 }
 
-static folollm_status fl_add_shards(fl_tensors *t, const fl_json *index, const char *directory,
-                                    folollm_error *error) {
-    uint32_t map = fl_json_get(index, 0, "weight_map");
-    if (fl_json_type_of(index, map) != FL_JSON_OBJECT) {
-        return fl_fail(error, FOLOLLM_E_FORMAT, "%s/%s: \"weight_map\" must be an object", directory, fl_index_name);
-    }
+/* known: room for the names that were added. */
+static folollm_status fl_add_shards(fl_tensors *t, const fl_json *index, uint32_t map, fl_name_map *known,
+                                    const char *directory, folollm_error *error) {
     for (uint32_t i = map + 1; i < index->nodes[map].next; i = index->nodes[i + 1].next) {
         const fl_json_node *node = &index->nodes[i + 1];
         fl_str name = {index->text.at + node->begin, node->n};
@@ -269,13 +266,7 @@ static folollm_status fl_add_shards(fl_tensors *t, const fl_json *index, const c
             return fl_fail(error, FOLOLLM_E_FORMAT, "%s/%s: %S is no name of a file beside it", directory,
                            fl_index_name, &name);
         }
-        bool known = false;
-        for (size_t f = 0; f < t->n_files && !known; f++) {
-            size_t n = strlen(t->files[f].path);
-            known = n > name.n && memcmp(t->files[f].path + n - name.n, name.at, name.n) == 0 &&
-                    t->files[f].path[n - name.n - 1] == '/';
-        }
-        if (known) {
+        if (fl_name_map_get(known, name, -1) >= 0) {
             continue;
         }
         if (t->n_files == FL_SHARDS_MAX) {
@@ -285,6 +276,7 @@ static folollm_status fl_add_shards(fl_tensors *t, const fl_json *index, const c
         char terminated[256];
         memcpy(terminated, name.at, name.n);
         terminated[name.n] = 0;
+        fl_name_map_put(known, name, (int32_t)t->n_files);
         FL_TRY(fl_add_file(t, directory, terminated, NULL, error));
     }
     if (t->n_files == 0) {
@@ -293,13 +285,29 @@ static folollm_status fl_add_shards(fl_tensors *t, const fl_json *index, const c
     return FOLOLLM_OK;
 }
 
+static folollm_status fl_read_index(fl_tensors *t, const fl_json *index, const char *directory, folollm_error *error) {
+    fl_arena arena = {0};
+    fl_name_map known;
+    uint32_t map = fl_json_get(index, 0, "weight_map");
+    if (fl_json_type_of(index, map) != FL_JSON_OBJECT) {
+        return fl_fail(error, FOLOLLM_E_FORMAT, "%s/%s: \"weight_map\" must be an object", directory, fl_index_name);
+    }
+    size_t most = fl_min(index->nodes[map].n_children, FL_SHARDS_MAX);
+    fl_name_map_layout(&known, &arena, most);
+    FL_TRY(fl_arena_open(t->memory, &arena, "the names of shards", error));
+    fl_name_map_layout(&known, &arena, most);
+    folollm_status status = fl_add_shards(t, index, map, &known, directory, error);
+    fl_arena_close(t->memory, &arena);
+    return status;
+}
+
 static folollm_status fl_add_indexed(fl_tensors *t, const char *directory, folollm_error *error) {
     fl_str text;
     fl_json index;
     FL_TRY(fl_file_slurp(t->memory, directory, fl_index_name, FL_INDEX_MAX, NULL, &text, error));
     folollm_status status = fl_json_parse(t->memory, &index, fl_index_name, text, error);
     if (status == FOLOLLM_OK) {
-        status = fl_add_shards(t, &index, directory, error);
+        status = fl_read_index(t, &index, directory, error);
         fl_json_free(t->memory, &index);
     }
     fl_free(t->memory, (void *)(uintptr_t)text.at, text.n);
