@@ -871,6 +871,8 @@ static void test_tokenizer_parts(void) {
         {"an id of 2^31", TOKENIZER("{\"a\":2147483648}", "[]", "[]", LEVEL), BAD},
         {"an id of 2^32", TOKENIZER("{\"a\":4294967296}", "[]", "[]", LEVEL), BAD},
         {"an id of 2^64", TOKENIZER("{\"a\":18446744073709551616}", "[]", "[]", LEVEL), BAD},
+        {"an id far from the others", TOKENIZER("{\"a\":0,\"b\":4194302}", "[]", "[]", LEVEL), NO},
+        {"an id a little apart", TOKENIZER("{\"a\":0,\"b\":65000}", "[]", "[]", LEVEL), FOLOLLM_OK},
         {"an id that is text", TOKENIZER("{\"a\":\"0\"}", "[]", "[]", LEVEL), BAD},
         {"a vocabulary that is a list", TOKENIZER("[\"a\"]", "[]", "[]", LEVEL), BAD},
         {"a merge of what is not there", TOKENIZER("{\"a\":0,\"b\":1}", "[\"a b\"]", "[]", LEVEL), BAD},

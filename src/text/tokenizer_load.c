@@ -9,6 +9,8 @@
 
 #define FL_LOAD_FILE_BYTES ((size_t)256 << 20)
 #define FL_LOAD_CONFIG_BYTES ((size_t)16 << 20)
+#define FL_LOAD_SPARSE_IDS 65536u /* so many ids, and so many more for each token, may have gaps between them */
+#define FL_LOAD_SPARSE 64u
 
 typedef struct fl_load {
     fl_build b;
@@ -154,6 +156,10 @@ static folollm_status fl_load_measure_added(fl_load *l) {
     b->n_merges = b->n_results = l->doc->nodes[l->merges].n_children;
     /* What is not in the vocabulary is numbered from the vocabulary's size, or from the highest added id. */
     b->n_ids = fl_max(b->n_ids, b->n_vocab) + b->n_added;
+    if (b->n_ids > FL_LOAD_SPARSE_IDS + FL_LOAD_SPARSE * (b->n_vocab + b->n_added)) {
+        return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED, "%s: %u tokens with ids up to %u: such gaps are not supported",
+                       b->name, (uint64_t)(b->n_vocab + b->n_added), (uint64_t)b->n_ids - 1);
+    }
     return FOLOLLM_OK;
 }
 
