@@ -855,6 +855,10 @@ static void test_tokenizers(void) {
 
 #define TOKENIZER(vocab, merges, added, rest)                                                        \
     "{\"added_tokens\":" added ",\"model\":{\"type\":\"BPE\",\"vocab\":" vocab ",\"merges\":" merges "}" rest "}"
+#define LONG "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" /* 31 */
+#define REPLACE(from, to) "{\"type\":\"Replace\",\"pattern\":{\"String\":\"" from "\"},\"content\":\"" to "\"}"
+#define NORMALIZERS(list) ",\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[" list "]}" LEVEL
+#define NORMALIZED "[{\"id\":1,\"content\":\"a\",\"normalized\":true}]"
 #define LEVEL ",\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":true}," \
               "\"decoder\":{\"type\":\"ByteLevel\"}"
 
@@ -898,6 +902,12 @@ static void test_tokenizer_parts(void) {
          REFUSED},
         {"an unknown normalizer", TOKENIZER("{\"a\":0}", "[]", "[]", ",\"normalizer\":{\"type\":\"Magic\"}"),
          REFUSED},
+        {"a normalizer that makes 31 bytes of one",
+         TOKENIZER("{\"a\":0}", "[]", NORMALIZED, NORMALIZERS(REPLACE("a", LONG))), FOLOLLM_OK},
+        {"five that do so in turn",
+         TOKENIZER("{\"a\":0}", "[]", NORMALIZED,
+                   NORMALIZERS(REPLACE("a", LONG) "," REPLACE("a", LONG) "," REPLACE("a", LONG) "," REPLACE("a", LONG)
+                               "," REPLACE("a", LONG))), NO},
         {"an unknown decoder", TOKENIZER("{\"a\":0}", "[]", "[]", ",\"decoder\":{\"type\":\"Magic\"}"), REFUSED},
         {"another model", "{\"model\":{\"type\":\"Unigram\",\"vocab\":[[\"a\",-1.0]]}}", REFUSED},
         {"no model", "{}", REFUSED},
