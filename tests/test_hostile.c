@@ -931,6 +931,29 @@ static void test_tokenizer_parts(void) {
     put_good();
 }
 
+/* A template of many special tokens that have no ids, each looked for among many names: time must not grow with the
+ * product. */
+static void test_long_template(void) {
+    const size_t n_parts = 16000, n_names = 60000, room = 32 * n_parts + 8 * n_names + 1024;
+    char *text = malloc(room);
+    size_t n = (size_t)snprintf(text, room, "{\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[");
+    for (size_t i = 0; i < n_parts; i++) {
+        n += (size_t)snprintf(text + n, room - n, "{\"SpecialToken\":{\"id\":\"s\"}},");
+    }
+    n += (size_t)snprintf(text + n, room - n, "{\"Sequence\":{\"id\":\"A\"}}],\"special_tokens\":{");
+    for (size_t i = 0; i < n_names; i++) {
+        n += (size_t)snprintf(text + n, room - n, "\"\":0,");
+    }
+    n += (size_t)snprintf(text + n, room - n, "\"s\":{\"ids\":[]}}},%s",
+                          TOKENIZER("{\"a\":0}", "[]", "[]", LEVEL) + 1);
+    host_free(&host);
+    host_init(&host, true);
+    host_put(&host, "tokenizer.json", text, n);
+    try_tokenizer("a template of tokens without ids", BAD, "tokenizer.json");
+    free(text);
+    put_good();
+}
+
 /* ---- JSON by itself ------------------------------------------------------------------------------ */
 
 static folollm_status parse(fl_memory *m, fl_json *doc, const char *text, size_t n) {
@@ -1341,6 +1364,7 @@ static void *run_parsers(void *unused) {
     test_generation_config();
     test_tokenizers();
     test_tokenizer_parts();
+    test_long_template();
     test_json_corpus();
     test_json_strings();
     test_json_numbers();

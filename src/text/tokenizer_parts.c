@@ -313,7 +313,7 @@ static folollm_status fl_parts_template_ids(fl_parts *p, uint32_t node, uint32_t
         }
         entry = fl_json_get(p->doc, fl_json_get(p->doc, table, buffer), "ids");
     }
-    if (fl_json_type_of(p->doc, entry) != FL_JSON_ARRAY) {
+    if (fl_json_type_of(p->doc, entry) != FL_JSON_ARRAY || p->doc->nodes[entry].n_children == 0) {
         return fl_parts_bad(p, "special_tokens", "an object with the ids of every SpecialToken of the template");
     }
     for (uint32_t i = entry + 1; i < p->doc->nodes[entry].next; i = p->doc->nodes[i].next) {
