@@ -603,6 +603,23 @@ static void test_hostile(void) {
     group("hostile tokenizers");
 }
 
+/* An added token of which the normalizer leaves nothing may still be longer than a piece can be. */
+static void test_long_added(void) {
+    size_t room = FL_PIECE_BYTES_MAX + 2048;
+    char *text = malloc(room);
+    test_host h;
+    folollm_error error = {FOLOLLM_OK, ""};
+    memset(&h, 0, sizeof h);
+    h.tokenizer.at = text;
+    h.tokenizer.n = (size_t)snprintf(text, room,
+                                     "{\"normalizer\":{\"type\":\"Strip\",\"strip_left\":true,\"strip_right\":true},"
+                                     "\"added_tokens\":[{\"id\":3,\"content\":\"%*s\",\"normalized\":true}],%s}",
+                                     (int)FL_PIECE_BYTES_MAX + 5, "", MODEL(VOCAB_AB, "[]"));
+    snprintf(context, sizeof context, "an added token of 16 MiB");
+    CHECK(exercise(&h, NULL, &error) == FOLOLLM_E_FORMAT && strstr(error.text, "token 3") != NULL, error.text);
+    free(text);
+}
+
 static bool is_clean(folollm_status status) {
     return status == FOLOLLM_OK || status == FOLOLLM_E_FORMAT || status == FOLOLLM_E_UNSUPPORTED;
 }
@@ -895,6 +912,7 @@ static void *run_all(void *unused) {
     check_real_tokenizer();
     printf("    %zu texts of code points on which Unicode versions differ did not count\n", n_skipped);
     test_hostile();
+    test_long_added();
     test_damage();
     test_no_memory();
     test_long_words();

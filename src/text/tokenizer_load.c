@@ -132,6 +132,7 @@ static folollm_status fl_load_added_entry(fl_load *l, uint32_t node, fl_load_ent
     if (!fl_json_integer(l->doc, number, FL_VOCAB_IDS_MAX - 1, &id)) {
         return fl_load_bad_id(l, e->content, number);
     }
+    e->token.id = (uint32_t)id;
     FL_TRY(fl_json_bool(l->doc, node, "special", false, &e->special, l->b.error));
     FL_TRY(fl_json_bool(l->doc, node, "normalized", !e->special, &e->normalized, l->b.error));
     FL_TRY(fl_json_bool(l->doc, node, "single_word", false, &e->token.single_word, l->b.error));
@@ -150,7 +151,7 @@ static folollm_status fl_load_measure_added(fl_load *l) {
     for (uint32_t i = l->added + 1; n_listed > 0 && i < l->doc->nodes[l->added].next; i = l->doc->nodes[i].next) {
         fl_load_entry e;
         FL_TRY(fl_load_added_entry(l, i, &e));
-        FL_TRY(fl_build_measure(b, e.content, 0, true));
+        FL_TRY(fl_build_measure(b, e.content, e.token.id, true));
         FL_TRY(fl_build_measure_added(b, e.found.n));
     }
     b->n_merges = b->n_results = l->doc->nodes[l->merges].n_children;
