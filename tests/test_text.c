@@ -888,6 +888,16 @@ static void test_chat_refusals(void) {
     memset(&h, 0, sizeof h);
     fl_memory m = memory_of(&h, true);
     CHECK(fl_chat_open(&m, "d", &t, NULL) == FOLOLLM_OK && t.format == FL_CHAT_NONE, "no files");
+    char zero[] = "{%for message in messages%}{%if loop.first and messages[0].role!='system'%}"
+                  "{{'<|im_start|>system\\nab<|im_end|>\\n'}}{%endif%}"
+                  "{{'<|im_start|>'+message.role+'\\n'+message.content+'<|im_end|>\\n'}}"
+                  "{%endfor%}{%if add_generation_prompt%}{{'<|im_start|>assistant\\n'}}{%endif%}";
+    fl_str source = fl_str_of(zero), none = {"", 0};
+    CHECK(fl_chat_read(&m, source, none, none, &t, NULL) == FOLOLLM_OK && t.format == FL_CHAT_CHATML &&
+          strcmp(t.default_system, "ab") == 0, "a default system message");
+    *strstr(zero, "b<|im_end|>") = 0;
+    CHECK(fl_chat_read(&m, source, none, none, &t, NULL) == FOLOLLM_OK && t.format == FL_CHAT_NONE,
+          "a zero in the default system message");
 }
 
 /* ---- All of it ------------------------------------------------------------------------------------- */
