@@ -1336,6 +1336,39 @@ static void test_cut_files(void) {
     put_good();
 }
 
+/* Weights that were copied do not mind what becomes of their file. */
+static void test_shrunk_file(void) {
+    char directory[] = "/tmp/folollm-hostile-XXXXXX", path[1024];
+    float logits[2][40];
+    folollm_token token = 3;
+    folollm_seq seq;
+    folollm *f = NULL;
+    if (!CHECK(mkdtemp(directory) != NULL)) {
+        return;
+    }
+    put_good();
+    host_file *file = host_find(&host, "model.safetensors");
+    folollm_options o = {.host = &(folollm_host){.user = &host, .realloc = host_realloc}, .n_threads = 1,
+                         .copy_weights = 1};
+    write_file(directory, "config.json", good_config, sizeof good_config - 1);
+    write_file(directory, "model.safetensors", file->bytes, file->n);
+    case_begin();
+    folollm_status status = folollm_load(directory, &o, &f, &error);
+    snprintf(path, sizeof path, "%s/model.safetensors", directory);
+    for (size_t i = 0; i < 2 && f != NULL; i++) {
+        CHECK(folollm_seq_open(f, NULL, &seq, NULL) == FOLOLLM_OK);
+        CHECK(folollm_prefill(f, seq, &token, 1, logits[i], NULL) == FOLOLLM_OK);
+        CHECK(truncate(path, 0) == 0);
+    }
+    CHECK(f != NULL && memcmp(logits[0], logits[1], sizeof logits[0]) == 0);
+    folollm_free(f);
+    case_end("a file that shrinks once it is loaded", status, FOLOLLM_OK, NULL);
+    unlink(path);
+    snprintf(path, sizeof path, "%s/config.json", directory);
+    unlink(path);
+    rmdir(directory);
+}
+
 /* A path longer than a message has room for. */
 static void test_long_path(void) {
     folollm *f = NULL;
@@ -1386,6 +1419,7 @@ int main(int argc, char **argv) {
     pthread_attr_destroy(&attributes);
     test_arithmetic();
     test_cut_files();
+    test_shrunk_file();
     test_long_path();
     CHECK(host_is_clean(&host));
     host_free(&host);
