@@ -1022,6 +1022,19 @@ static void test_start(void) {
     hostile_change("one entry too few", &fewer_entries, REFUSED);
 }
 
+/* The value of a type, in a few bytes. */
+static void put_any(buffer *b, fl_gguf_type type) {
+    if (type == FL_GGUF_STRING) {
+        put_text(b, "1");
+    } else if (type == FL_GGUF_ARRAY) {
+        put_number(b, FL_GGUF_U8, 4);
+        put_number(b, 1, 8);
+        put_number(b, 1, 1);
+    } else {
+        put_number(b, 1, fl_gguf_types[type].bytes);
+    }
+}
+
 static void test_alignment(void) {
     static const struct {
         uint32_t align;
@@ -1041,18 +1054,32 @@ static void test_alignment(void) {
         hostile_change("an alignment that the file does not keep", &said, REFUSED);
         buffer_free(&more);
     }
+    for (int type = 0; type < FL_GGUF_TYPE_COUNT; type++) {
+        buffer more = {0};
+        put_key(&more, "general.alignment", (fl_gguf_type)type);
+        if (fl_gguf_types[type].bytes > 1) {
+            put_number(&more, 32, fl_gguf_types[type].bytes);
+        } else {
+            put_any(&more, (fl_gguf_type)type);
+        }
+        change said = {.n_entries = 1, .entries = &more};
+        hostile_change("an alignment of another type", &said, type == FL_GGUF_U32 ? FOLOLLM_OK : FOLOLLM_E_FORMAT);
+        buffer_free(&more);
+    }
 }
 
-/* The value of a type, in a few bytes. */
-static void put_any(buffer *b, fl_gguf_type type) {
-    if (type == FL_GGUF_STRING) {
-        put_text(b, "1");
-    } else if (type == FL_GGUF_ARRAY) {
-        put_number(b, FL_GGUF_U8, 4);
-        put_number(b, 1, 8);
-        put_number(b, 1, 1);
-    } else {
-        put_number(b, 1, fl_gguf_types[type].bytes);
+/* Only booleans tell which layers slide. */
+static void test_patterns(void) {
+    for (int of = 0; of < FL_GGUF_TYPE_COUNT; of++) {
+        buffer more = {0};
+        put_u32(&more, "llama.attention.sliding_window", 4);
+        put_key(&more, "llama.attention.sliding_window_pattern", FL_GGUF_ARRAY);
+        put_number(&more, (uint64_t)of, 4);
+        put_number(&more, 1, 8);
+        put_any(&more, (fl_gguf_type)of);
+        change c = {.n_entries = 2, .entries = &more};
+        hostile_change("an array of every type", &c, of == FL_GGUF_BOOL ? FOLOLLM_OK : FOLOLLM_E_FORMAT);
+        buffer_free(&more);
     }
 }
 
@@ -1098,6 +1125,34 @@ static void test_keys(void) {
         }
         change c = {.without = sound_sizes[i].key};
         hostile_change("a key is missing", &c, ANY);
+    }
+}
+
+static void change_u32(buffer *b, const char *key, uint32_t value) {
+    size_t n = strlen(key);
+    for (size_t i = 8; i + n + 8 <= b->n; i++) {
+        for (size_t k = 0; memcmp(b->bytes + i, key, n) == 0 && fl_load_u64(b->bytes + i - 8) == n && k < 4; k++) {
+            b->bytes[i + n + 4 + k] = (uint8_t)(value >> (8 * k));
+        }
+    }
+}
+
+/* Two sizes that are wrong together: none divides by a zero, and none makes up for another. */
+static void test_pairs(void) {
+    static const uint32_t sizes[] = {0, 1, 2, 3, 4, 8, 16, UINT32_MAX};
+    static const change sound = {.align = 0};
+    for (size_t i = 0; i < FL_COUNT(sound_sizes) * FL_COUNT(sound_sizes); i++) {
+        size_t first = i / FL_COUNT(sound_sizes), second = i % FL_COUNT(sound_sizes);
+        for (size_t v = 0; first < second && v < FL_COUNT(sizes) * FL_COUNT(sizes); v++) {
+            uint32_t a = sizes[v / FL_COUNT(sizes)], b = sizes[v % FL_COUNT(sizes)];
+            bool free_a = first == 1 && a != 0 && a <= 1u << 26, free_b = second == 1 && b != 0 && b <= 1u << 26;
+            bool same = (a == sound_sizes[first].value || free_a) && (b == sound_sizes[second].value || free_b);
+            buffer file = make(&sound);
+            change_u32(&file, sound_sizes[first].key, a);
+            change_u32(&file, sound_sizes[second].key, b);
+            hostile("two sizes", file.bytes, file.n, same ? ANY : REFUSED);
+            buffer_free(&file);
+        }
     }
 }
 
@@ -1211,6 +1266,9 @@ static void test_infos(void) {
     tensor_case("a name of 65 bytes", &b, 4, FOLOLLM_E_FORMAT);
     put_shape(&b, "a234567890123456789012345678901234567890123456789012345678901234", 1, ones, 0, at);
     tensor_case("a name of 64 bytes, but of nothing", &b, 4, FOLOLLM_E_UNSUPPORTED);
+    put_shape(&b, "a-b", 1, ones, 0, at);
+    b.bytes[9] = 0;
+    tensor_case("a zero in a name", &b, 4, FOLOLLM_E_FORMAT);
     const uint64_t offsets[] = {0, at - 32, at + 1, at - 1, at + 8, at + 32, UINT64_MAX, UINT64_MAX - 31, INT64_MAX};
     for (size_t i = 0; i < FL_COUNT(offsets); i++) {
         put_shape(&b, "more", 1, ones, 0, offsets[i]);
@@ -1272,6 +1330,72 @@ static void test_products(void) {
     }
     buffer_free(&b);
 #endif
+}
+
+/* A file that says that it is much longer than what there is of it: the rest is zeros. */
+static uint64_t said_bytes;
+
+static uint64_t said_size(void *user, void *file) {
+    (void)user;
+    (void)file;
+    return said_bytes;
+}
+
+static int read_or_zero(void *user, void *handle, uint64_t offset, void *out, size_t n) {
+    const host_file *f = *(host_file **)handle;
+    (void)user;
+    memset(out, 0, n);
+    if (offset < f->n) {
+        memcpy(out, f->bytes + offset, fl_min(n, f->n - (size_t)offset));
+    }
+    return 0;
+}
+
+/* Tensors of more than 4 GiB, and such as would only fit if sums wrapped. */
+static void test_large(void) {
+    const struct {
+        uint64_t rows, second, behind; /* of 4 floats; floats of the second tensor; what the file has after both */
+        int expected;
+    } cases[] = {
+        {1 << 30, 1, 0, FOLOLLM_OK},
+        {1 << 30, 1, UINT64_MAX, FOLOLLM_E_FORMAT}, /* one byte short */
+        {(uint64_t)1 << 58, 1, 0, FOLOLLM_OK},
+        {((uint64_t)1 << 59) - 2, (uint64_t)1 << 60, 0, FOLOLLM_OK},
+        {((uint64_t)1 << 59) - 2, ((uint64_t)1 << 61) - 1, 0, FOLOLLM_E_FORMAT}, /* together more than 64 bits */
+        {(uint64_t)1 << 59, 1, 0, FOLOLLM_E_FORMAT}, /* alone more than 63 */
+        {(uint64_t)1 << 60, 1, 0, FOLOLLM_E_FORMAT},
+        {(uint64_t)1 << 62, 1, 0, FOLOLLM_E_FORMAT}, /* and numbers that wrap to none */
+    };
+    for (size_t i = 0; i < FL_COUNT(cases); i++) {
+        uint64_t sizes[] = {4, cases[i].rows}, bytes = cases[i].rows * 16, all = bytes + 4 * cases[i].second;
+        test_host h;
+        host_init(&h, true);
+        h.hooks.file_size = said_size;
+        h.hooks.file_read = read_or_zero;
+        buffer file = {0}, b = {0};
+        fl_memory m;
+        fl_gguf g;
+        put_start(&file, 2, 0);
+        put_shape(&b, "large", 2, sizes, 0, 0);
+        put(&file, b.bytes, b.n);
+        put_shape(&b, "second", 1, &cases[i].second, 0, bytes);
+        put(&file, b.bytes, b.n);
+        pad(&file, 32);
+        said_bytes = all < UINT64_MAX - file.n ? file.n + all + cases[i].behind : UINT64_MAX;
+        host_put(&h, "m.gguf", file.bytes, file.n);
+        fl_memory_init(&m, &h.hooks);
+        folollm_status status = fl_gguf_open(&m, &g, "mem/m.gguf", &error);
+        CHECK_TEXT((int)status == cases[i].expected && h.peak < 2u << 20, "tensors of gigabytes");
+        if (status == FOLOLLM_OK) {
+            CHECK(g.tensors[0].n_bytes == bytes && g.tensors[0].offset == file.n);
+            CHECK(g.tensors[1].n_bytes == 4 * cases[i].second && g.tensors[1].offset == file.n + bytes);
+            fl_gguf_close(&g);
+        }
+        CHECK(host_is_clean(&h));
+        host_free(&h);
+        buffer_free(&file);
+        buffer_free(&b);
+    }
 }
 
 static void test_rope(void) {
@@ -1432,12 +1556,15 @@ int main(void) {
     test_bytes();
     test_start();
     test_alignment();
+    test_patterns();
     test_keys();
+    test_pairs();
     test_entries();
     test_lengths();
     test_infos();
     test_rows();
     test_products();
+    test_large();
     test_rope();
     test_split();
     put_sound();

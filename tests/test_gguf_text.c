@@ -791,6 +791,50 @@ static void test_hostile(void) {
     }
 }
 
+/* Each array with elements of each type. */
+static void test_array_types(void) {
+    static const struct {
+        const char *key, *model, *texts[3];
+        bool text, number; /* what it may hold; else integers */
+    } arrays[] = {
+        {"tokenizer.ggml.tokens", "gpt2", {"a", "b", "ab"}, true, false},
+        {"tokenizer.ggml.merges", "gpt2", {"a b", "a b", "a b"}, true, false},
+        {"tokenizer.ggml.token_type", "gpt2", {"1", "1", "1"}, false, false},
+        {"tokenizer.ggml.scores", "llama", {"1", "1", "1"}, false, true},
+    };
+    for (size_t i = 0; i < FL_COUNT(arrays) * FL_GGUF_TYPE_COUNT; i++) {
+        size_t k = i / FL_GGUF_TYPE_COUNT;
+        fl_gguf_type of = (fl_gguf_type)(i % FL_GGUF_TYPE_COUNT);
+        hostile r = {"", FOLOLLM_OK, arrays[k].model, "gpt-2", k == 0 ? NULL : ABC, k == 0 ? "" : k == 1 ? NULL : "a b",
+                     k == 2 ? NULL : "111", NULL, 0, 0, 0};
+        test_host h;
+        host_init(&h, true);
+        bytes b = {NULL, 0, 0};
+        uint64_t n = put_hostile(&b, &r) + 1;
+        put_array(&b, arrays[k].key, of, 3);
+        for (size_t e = 0; e < 3; e++) {
+            if (of == FL_GGUF_STRING) {
+                put_text(&b, arrays[k].texts[e]);
+            } else if (of == FL_GGUF_ARRAY) {
+                put_number(&b, FL_GGUF_U8, 4);
+                put_number(&b, 0, 8);
+            } else {
+                put_number(&b, 1, fl_gguf_types[of].bytes);
+            }
+        }
+        put_file(&h, &b, n);
+        bool is_text = of == FL_GGUF_STRING || of == FL_GGUF_BOOL || of == FL_GGUF_ARRAY;
+        bool is_float = of == FL_GGUF_F32 || of == FL_GGUF_F64;
+        bool fits = arrays[k].text ? of == FL_GGUF_STRING : !is_text && (arrays[k].number || !is_float);
+        folollm_status status = exercise(&h, NULL);
+        if (!CHECK_TEXT(status == (fits ? FOLOLLM_OK : FOLOLLM_E_FORMAT), arrays[k].key)) {
+            printf("    elements of type %s: %d\n", fl_gguf_types[of].name, status);
+        }
+        host_free(&h);
+        free(b.at);
+    }
+}
+
 /* A file cut off or with a byte changed: some status, nothing leaks. And every allocation fails once. */
 static void test_damage(const char *name) {
     size_t n;
@@ -877,6 +921,7 @@ int main(void) {
     test_others();
     test_public();
     test_hostile();
+    test_array_types();
     test_damage("gguf_tokenizers/llama2.gguf");
     test_damage("gguf_tokenizers/llama3.gguf");
     test_long_pieces();

@@ -222,6 +222,7 @@ static const header_case header_cases[] = {
     {"empty tensor", T("[0]", 0, 0), 0, FOLOLLM_OK},
     {"empty tensor, many", T("[0,18446744073709551609]", 0, 0), 0, FOLOLLM_OK},
     {"empty tensor with a range", T("[0,5]", 0, 4), 4, BAD},
+    {"empty tensor past the end", T("[0]", 1, 1), 0, BAD},
     {"product wraps to 0: 2^32 x 2^32", T("[4294967296,4294967296]", 0, 0), 0, BAD},
     {"product wraps to 0: 2^63 x 2", T("[9223372036854775808,2]", 0, 0), 0, BAD},
     {"product wraps to 4", T("[4294967297,4294967296,4294967296]", 0, 4), 4, BAD},
@@ -264,6 +265,13 @@ static const header_case header_cases[] = {
     {"dtype of another size", "{\"a\":{\"dtype\":\"F16\",\"shape\":[1],\"data_offsets\":[0,4]}}", 4, BAD},
     {"dtype of a known other kind", "{\"a\":{\"dtype\":\"I64\",\"shape\":[1],\"data_offsets\":[0,8]}}", 8,
      FOLOLLM_OK},
+    {"dtype twice", "{\"a\":{\"dtype\":\"F16\",\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}", 4, BAD},
+    {"shape twice", "{\"a\":{\"dtype\":\"F32\",\"shape\":[9],\"shape\":[1],\"data_offsets\":[0,4]}}", 4, BAD},
+    {"offsets twice",
+     "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,9],\"data_offsets\":[0,4]}}", 4, BAD},
+    {"dtype in the place of shape", "{\"a\":{\"dtype\":\"F32\",\"dtype\":\"F32\",\"data_offsets\":[0,4]}}", 4, BAD},
+    {"something beside the three", "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4],\"x\":1}}", 4,
+     BAD},
     {"tensor is a list", "{\"a\":[\"F32\",[1],[0,4]]}", 4, BAD},
     {"tensor is null", "{\"a\":null}", 0, BAD},
     {"tensor is empty", "{\"a\":{}}", 0, BAD},
@@ -286,11 +294,18 @@ static const header_case header_cases[] = {
     {"metadata of an object", "{\"__metadata__\":{\"a\":{}}}", 0, BAD},
     {"metadata is a list", "{\"__metadata__\":[]}", 0, BAD},
     {"metadata is null", "{\"__metadata__\":null}", 0, BAD},
+    {"metadata twice", "{\"__metadata__\":{},\"__metadata__\":{}}", 0, BAD},
+    {"metadata twice, once escaped", "{\"__metadata__\":{},\"\\u005f_metadata__\":{}}", 0, BAD},
 };
 
-#define TWO(a, ra, b, rb)                                                  \
-    "{\"" a "\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":" ra "}," \
+#define TWO(a, ra, b, rb) "{" PAIR(a, ra, b, rb)
+#define PAIR(a, ra, b, rb)                                                \
+    "\"" a "\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":" ra "}," \
     "\"" b "\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":" rb "}}"
+
+/* Tensors of four bytes, and empty ones at three places. */
+#define AT(name, place) "\"" name "\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[" place "," place "]},"
+#define EMPTY(x, y, z) "{" AT("c", z) AT("d", x) AT("e", y) PAIR("a", "[0,4]", "b", "[4,8]")
 
 static const header_case pair_cases[] = {
     {"two", TWO("a", "[0,4]", "b", "[4,8]"), 8, FOLOLLM_OK},
@@ -300,6 +315,8 @@ static const header_case pair_cases[] = {
     {"two that overlap", TWO("a", "[0,4]", "b", "[2,6]"), 6, BAD},
     {"two with a hole between", TWO("a", "[0,4]", "b", "[5,9]"), 9, BAD},
     {"two with one range, a hole to match", TWO("a", "[4,8]", "b", "[4,8]"), 8, BAD},
+    {"an empty one at every border", EMPTY("0", "4", "8"), 8, FOLOLLM_OK},
+    {"an empty one inside another", EMPTY("0", "2", "8"), 8, BAD},
     {"two names with one escaped", TWO("a", "[0,4]", "\\u0061", "[4,8]"), 8, BAD},
 };
 
@@ -444,6 +461,29 @@ static void test_shards(void) {
     try_load("neither file nor index", FOLOLLM_E_IO, "mem");
     host_put_text(&host, "half-1.safetensors", "");
     try_index("an empty shard", "{\"weight_map\":{\"a\":\"half-1.safetensors\"}}", BAD);
+    put_good();
+}
+
+/* Every name is a file, without tensors. */
+static void *open_any(void *user, const char *path) {
+    return host_open(user, strstr(path, "/model.safetensors") != NULL ? path : "mem/any");
+}
+
+/* As many shards as may be, each named fifty times: time must not grow with the product. */
+static void test_many_shards(void) {
+    const size_t n_shards = FL_SHARDS_MAX, n_names = 50 * n_shards, room = 16 * n_names + 32;
+    char *index = malloc(room);
+    size_t n = (size_t)snprintf(index, room, "{\"weight_map\":{");
+    for (size_t i = 0; i < n_names; i++) {
+        n += (size_t)snprintf(index + n, room - n, "%s\"\":\"s%zu\"", i > 0 ? "," : "", i % n_shards);
+    }
+    n += (size_t)snprintf(index + n, room - n, "}}");
+    host_remove(&host, "model.safetensors");
+    host_put(&host, "any", "\2\0\0\0\0\0\0\0{}", 10);
+    host_put(&host, INDEX, index, n);
+    host.hooks.file_open = open_any;
+    try_tensors("many shards, named often", FOLOLLM_OK);
+    free(index);
     put_good();
 }
 
@@ -815,6 +855,10 @@ static void test_tokenizers(void) {
 
 #define TOKENIZER(vocab, merges, added, rest)                                                        \
     "{\"added_tokens\":" added ",\"model\":{\"type\":\"BPE\",\"vocab\":" vocab ",\"merges\":" merges "}" rest "}"
+#define LONG "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" /* 31 */
+#define REPLACE(from, to) "{\"type\":\"Replace\",\"pattern\":{\"String\":\"" from "\"},\"content\":\"" to "\"}"
+#define NORMALIZERS(list) ",\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[" list "]}" LEVEL
+#define NORMALIZED "[{\"id\":1,\"content\":\"a\",\"normalized\":true}]"
 #define LEVEL ",\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":true}," \
               "\"decoder\":{\"type\":\"ByteLevel\"}"
 
@@ -831,6 +875,8 @@ static void test_tokenizer_parts(void) {
         {"an id of 2^31", TOKENIZER("{\"a\":2147483648}", "[]", "[]", LEVEL), BAD},
         {"an id of 2^32", TOKENIZER("{\"a\":4294967296}", "[]", "[]", LEVEL), BAD},
         {"an id of 2^64", TOKENIZER("{\"a\":18446744073709551616}", "[]", "[]", LEVEL), BAD},
+        {"an id far from the others", TOKENIZER("{\"a\":0,\"b\":4194302}", "[]", "[]", LEVEL), NO},
+        {"an id a little apart", TOKENIZER("{\"a\":0,\"b\":65000}", "[]", "[]", LEVEL), FOLOLLM_OK},
         {"an id that is text", TOKENIZER("{\"a\":\"0\"}", "[]", "[]", LEVEL), BAD},
         {"a vocabulary that is a list", TOKENIZER("[\"a\"]", "[]", "[]", LEVEL), BAD},
         {"a merge of what is not there", TOKENIZER("{\"a\":0,\"b\":1}", "[\"a b\"]", "[]", LEVEL), BAD},
@@ -856,6 +902,12 @@ static void test_tokenizer_parts(void) {
          REFUSED},
         {"an unknown normalizer", TOKENIZER("{\"a\":0}", "[]", "[]", ",\"normalizer\":{\"type\":\"Magic\"}"),
          REFUSED},
+        {"a normalizer that makes 31 bytes of one",
+         TOKENIZER("{\"a\":0}", "[]", NORMALIZED, NORMALIZERS(REPLACE("a", LONG))), FOLOLLM_OK},
+        {"five that do so in turn",
+         TOKENIZER("{\"a\":0}", "[]", NORMALIZED,
+                   NORMALIZERS(REPLACE("a", LONG) "," REPLACE("a", LONG) "," REPLACE("a", LONG) "," REPLACE("a", LONG)
+                               "," REPLACE("a", LONG))), NO},
         {"an unknown decoder", TOKENIZER("{\"a\":0}", "[]", "[]", ",\"decoder\":{\"type\":\"Magic\"}"), REFUSED},
         {"another model", "{\"model\":{\"type\":\"Unigram\",\"vocab\":[[\"a\",-1.0]]}}", REFUSED},
         {"no model", "{}", REFUSED},
@@ -876,6 +928,29 @@ static void test_tokenizer_parts(void) {
         try_tokenizer(cases[i].name, cases[i].expected, "tokenizer.json");
         free(deep);
     }
+    put_good();
+}
+
+/* A template of many special tokens that have no ids, each looked for among many names: time must not grow with the
+ * product. */
+static void test_long_template(void) {
+    const size_t n_parts = 16000, n_names = 60000, room = 32 * n_parts + 8 * n_names + 1024;
+    char *text = malloc(room);
+    size_t n = (size_t)snprintf(text, room, "{\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[");
+    for (size_t i = 0; i < n_parts; i++) {
+        n += (size_t)snprintf(text + n, room - n, "{\"SpecialToken\":{\"id\":\"s\"}},");
+    }
+    n += (size_t)snprintf(text + n, room - n, "{\"Sequence\":{\"id\":\"A\"}}],\"special_tokens\":{");
+    for (size_t i = 0; i < n_names; i++) {
+        n += (size_t)snprintf(text + n, room - n, "\"\":0,");
+    }
+    n += (size_t)snprintf(text + n, room - n, "\"s\":{\"ids\":[]}}},%s",
+                          TOKENIZER("{\"a\":0}", "[]", "[]", LEVEL) + 1);
+    host_free(&host);
+    host_init(&host, true);
+    host_put(&host, "tokenizer.json", text, n);
+    try_tokenizer("a template of tokens without ids", BAD, "tokenizer.json");
+    free(text);
     put_good();
 }
 
@@ -1261,6 +1336,39 @@ static void test_cut_files(void) {
     put_good();
 }
 
+/* Weights that were copied do not mind what becomes of their file. */
+static void test_shrunk_file(void) {
+    char directory[] = "/tmp/folollm-hostile-XXXXXX", path[1024];
+    float logits[2][40];
+    folollm_token token = 3;
+    folollm_seq seq;
+    folollm *f = NULL;
+    if (!CHECK(mkdtemp(directory) != NULL)) {
+        return;
+    }
+    put_good();
+    host_file *file = host_find(&host, "model.safetensors");
+    folollm_options o = {.host = &(folollm_host){.user = &host, .realloc = host_realloc}, .n_threads = 1,
+                         .copy_weights = 1};
+    write_file(directory, "config.json", good_config, sizeof good_config - 1);
+    write_file(directory, "model.safetensors", file->bytes, file->n);
+    case_begin();
+    folollm_status status = folollm_load(directory, &o, &f, &error);
+    snprintf(path, sizeof path, "%s/model.safetensors", directory);
+    for (size_t i = 0; i < 2 && f != NULL; i++) {
+        CHECK(folollm_seq_open(f, NULL, &seq, NULL) == FOLOLLM_OK);
+        CHECK(folollm_prefill(f, seq, &token, 1, logits[i], NULL) == FOLOLLM_OK);
+        CHECK(truncate(path, 0) == 0);
+    }
+    CHECK(f != NULL && memcmp(logits[0], logits[1], sizeof logits[0]) == 0);
+    folollm_free(f);
+    case_end("a file that shrinks once it is loaded", status, FOLOLLM_OK, NULL);
+    unlink(path);
+    snprintf(path, sizeof path, "%s/config.json", directory);
+    unlink(path);
+    rmdir(directory);
+}
+
 /* A path longer than a message has room for. */
 static void test_long_path(void) {
     folollm *f = NULL;
@@ -1281,6 +1389,7 @@ static void *run_parsers(void *unused) {
     test_nesting();
     test_header_bytes();
     test_shards();
+    test_many_shards();
     test_tensors();
     test_vocabulary();
     test_config_integers();
@@ -1288,6 +1397,7 @@ static void *run_parsers(void *unused) {
     test_generation_config();
     test_tokenizers();
     test_tokenizer_parts();
+    test_long_template();
     test_json_corpus();
     test_json_strings();
     test_json_numbers();
@@ -1309,6 +1419,7 @@ int main(int argc, char **argv) {
     pthread_attr_destroy(&attributes);
     test_arithmetic();
     test_cut_files();
+    test_shrunk_file();
     test_long_path();
     CHECK(host_is_clean(&host));
     host_free(&host);

@@ -603,6 +603,23 @@ static void test_hostile(void) {
     group("hostile tokenizers");
 }
 
+/* An added token of which the normalizer leaves nothing may still be longer than a piece can be. */
+static void test_long_added(void) {
+    size_t room = FL_PIECE_BYTES_MAX + 2048;
+    char *text = malloc(room);
+    test_host h;
+    folollm_error error = {FOLOLLM_OK, ""};
+    memset(&h, 0, sizeof h);
+    h.tokenizer.at = text;
+    h.tokenizer.n = (size_t)snprintf(text, room,
+                                     "{\"normalizer\":{\"type\":\"Strip\",\"strip_left\":true,\"strip_right\":true},"
+                                     "\"added_tokens\":[{\"id\":3,\"content\":\"%*s\",\"normalized\":true}],%s}",
+                                     (int)FL_PIECE_BYTES_MAX + 5, "", MODEL(VOCAB_AB, "[]"));
+    snprintf(context, sizeof context, "an added token of 16 MiB");
+    CHECK(exercise(&h, NULL, &error) == FOLOLLM_E_FORMAT && strstr(error.text, "token 3") != NULL, error.text);
+    free(text);
+}
+
 static bool is_clean(folollm_status status) {
     return status == FOLOLLM_OK || status == FOLOLLM_E_FORMAT || status == FOLOLLM_E_UNSUPPORTED;
 }
@@ -871,6 +888,16 @@ static void test_chat_refusals(void) {
     memset(&h, 0, sizeof h);
     fl_memory m = memory_of(&h, true);
     CHECK(fl_chat_open(&m, "d", &t, NULL) == FOLOLLM_OK && t.format == FL_CHAT_NONE, "no files");
+    char zero[] = "{%for message in messages%}{%if loop.first and messages[0].role!='system'%}"
+                  "{{'<|im_start|>system\\nab<|im_end|>\\n'}}{%endif%}"
+                  "{{'<|im_start|>'+message.role+'\\n'+message.content+'<|im_end|>\\n'}}"
+                  "{%endfor%}{%if add_generation_prompt%}{{'<|im_start|>assistant\\n'}}{%endif%}";
+    fl_str source = fl_str_of(zero), none = {"", 0};
+    CHECK(fl_chat_read(&m, source, none, none, &t, NULL) == FOLOLLM_OK && t.format == FL_CHAT_CHATML &&
+          strcmp(t.default_system, "ab") == 0, "a default system message");
+    *strstr(zero, "b<|im_end|>") = 0;
+    CHECK(fl_chat_read(&m, source, none, none, &t, NULL) == FOLOLLM_OK && t.format == FL_CHAT_NONE,
+          "a zero in the default system message");
 }
 
 /* ---- All of it ------------------------------------------------------------------------------------- */
@@ -895,6 +922,7 @@ static void *run_all(void *unused) {
     check_real_tokenizer();
     printf("    %zu texts of code points on which Unicode versions differ did not count\n", n_skipped);
     test_hostile();
+    test_long_added();
     test_damage();
     test_no_memory();
     test_long_words();

@@ -98,6 +98,9 @@ static folollm_status fl_read_tensor(fl_header_reader *r, uint32_t key) {
     fl_tensor t = {.name = {r->doc.text.at + k->begin, k->n}, .file = (uint32_t)(r->file - r->tensors->files)};
     unsigned bits = 0;
     uint64_t n_bytes = 0;
+    if (fl_json_type_of(&r->doc, key + 1) != FL_JSON_OBJECT || r->doc.nodes[key + 1].n_children != 3) {
+        return fl_tensor_bad(r, &t.name, "it must have \"dtype\", \"shape\" and \"data_offsets\", once each");
+    }
     if (k->escaped || memchr(t.name.at, 0, t.name.n) != NULL) {
         return fl_tensor_bad(r, &t.name, "a tensor's name must be plain text without escapes");
     }
@@ -126,10 +129,15 @@ static folollm_status fl_read_metadata(fl_header_reader *r, uint32_t node) {
     return FOLOLLM_OK;
 }
 
+static bool fl_ends_before(const fl_tensor *a, const fl_tensor *b) {
+    uint64_t a_end = a->offset + a->n_bytes, b_end = b->offset + b->n_bytes;
+    return a_end < b_end || (a_end == b_end && a->offset < b->offset);
+}
+
 static void fl_sift_down(fl_tensor *a, size_t root, size_t n) {
     for (size_t child; (child = 2 * root + 1) < n; root = child) {
-        child += child + 1 < n && a[child].offset + a[child].n_bytes < a[child + 1].offset + a[child + 1].n_bytes;
-        if (a[root].offset + a[root].n_bytes >= a[child].offset + a[child].n_bytes) {
+        child += child + 1 < n && fl_ends_before(&a[child], &a[child + 1]);
+        if (!fl_ends_before(&a[root], &a[child])) {
             return;
         }
         fl_tensor t = a[root];
@@ -138,7 +146,7 @@ static void fl_sift_down(fl_tensor *a, size_t root, size_t n) {
     }
 }
 
-/* By end, in place: a heap sort, because the C library's may allocate or recurse. */
+/* By end, what is empty behind what ends there; in place, by a heap: the C library's sort may allocate or recurse. */
 static void fl_sort_by_end(fl_tensor *a, size_t n) {
     for (size_t i = n / 2; i-- > 0;) {
         fl_sift_down(a, i, n);
@@ -151,16 +159,13 @@ static void fl_sort_by_end(fl_tensor *a, size_t n) {
     }
 }
 
-/* Sorted by where they end, each tensor from `first` on begins where one before ended: no overlap, no hole. */
+/* Sorted by where they end, each tensor from `first` on begins where the one before ended: no overlap, no hole. */
 static folollm_status fl_check_ranges(fl_header_reader *r, size_t first) {
     size_t n = r->tensors->n_tensors - first;
     fl_tensor *tensors = n > 0 ? r->tensors->tensors + first : NULL;
     fl_sort_by_end(tensors, n);
     uint64_t at = r->data;
     for (size_t i = 0; i < n; i++) {
-        if (tensors[i].n_bytes == 0) {
-            continue;
-        }
         if (tensors[i].offset != at) {
             return fl_tensor_bad(r, &tensors[i].name,
                                  tensors[i].offset < at ? "its data overlaps that of another tensor"
@@ -180,8 +185,14 @@ static folollm_status fl_read_entries(fl_header_reader *r) {
     if (fl_json_type_of(&r->doc, 0) != FL_JSON_OBJECT) {
         return fl_fail(r->error, FOLOLLM_E_FORMAT, "%s: the header must be a JSON object", r->file->path);
     }
+    bool metadata = false;
     for (uint32_t i = 1; i < r->doc.nodes[0].next; i = r->doc.nodes[i + 1].next) {
-        FL_TRY(fl_json_is(&r->doc, i, "__metadata__") ? fl_read_metadata(r, i + 1) : fl_read_tensor(r, i));
+        bool is_metadata = fl_json_is(&r->doc, i, "__metadata__");
+        if (is_metadata && metadata) {
+            return fl_fail(r->error, FOLOLLM_E_FORMAT, "%s: \"__metadata__\" is there twice", r->file->path);
+        }
+        FL_TRY(is_metadata ? fl_read_metadata(r, i + 1) : fl_read_tensor(r, i));
+        metadata = metadata || is_metadata;
     }
     return fl_check_ranges(r, first);
 }
@@ -245,12 +256,9 @@ static bool fl_is_file_name(fl_str s) {
            memchr(s.at, 0, s.n) == NULL && s.at[0] != '.';
 }
 
-static folollm_status fl_add_shards(fl_tensors *t, const fl_json *index, const char *directory,
-                                    folollm_error *error) {
-    uint32_t map = fl_json_get(index, 0, "weight_map");
-    if (fl_json_type_of(index, map) != FL_JSON_OBJECT) {
-        return fl_fail(error, FOLOLLM_E_FORMAT, "%s/%s: \"weight_map\" must be an object", directory, fl_index_name);
-    }
+/* known: room for the names that were added. */
+static folollm_status fl_add_shards(fl_tensors *t, const fl_json *index, uint32_t map, fl_name_map *known,
+                                    const char *directory, folollm_error *error) {
     for (uint32_t i = map + 1; i < index->nodes[map].next; i = index->nodes[i + 1].next) {
         const fl_json_node *node = &index->nodes[i + 1];
         fl_str name = {index->text.at + node->begin, node->n};
@@ -258,13 +266,7 @@ static folollm_status fl_add_shards(fl_tensors *t, const fl_json *index, const c
             return fl_fail(error, FOLOLLM_E_FORMAT, "%s/%s: %S is no name of a file beside it", directory,
                            fl_index_name, &name);
         }
-        bool known = false;
-        for (size_t f = 0; f < t->n_files && !known; f++) {
-            size_t n = strlen(t->files[f].path);
-            known = n > name.n && memcmp(t->files[f].path + n - name.n, name.at, name.n) == 0 &&
-                    t->files[f].path[n - name.n - 1] == '/';
-        }
-        if (known) {
+        if (fl_name_map_get(known, name, -1) >= 0) {
             continue;
         }
         if (t->n_files == FL_SHARDS_MAX) {
@@ -274,6 +276,7 @@ static folollm_status fl_add_shards(fl_tensors *t, const fl_json *index, const c
         char terminated[256];
         memcpy(terminated, name.at, name.n);
         terminated[name.n] = 0;
+        fl_name_map_put(known, name, (int32_t)t->n_files);
         FL_TRY(fl_add_file(t, directory, terminated, NULL, error));
     }
     if (t->n_files == 0) {
@@ -282,13 +285,29 @@ static folollm_status fl_add_shards(fl_tensors *t, const fl_json *index, const c
     return FOLOLLM_OK;
 }
 
+static folollm_status fl_read_index(fl_tensors *t, const fl_json *index, const char *directory, folollm_error *error) {
+    fl_arena arena = {0};
+    fl_name_map known;
+    uint32_t map = fl_json_get(index, 0, "weight_map");
+    if (fl_json_type_of(index, map) != FL_JSON_OBJECT) {
+        return fl_fail(error, FOLOLLM_E_FORMAT, "%s/%s: \"weight_map\" must be an object", directory, fl_index_name);
+    }
+    size_t most = fl_min(index->nodes[map].n_children, FL_SHARDS_MAX);
+    fl_name_map_layout(&known, &arena, most);
+    FL_TRY(fl_arena_open(t->memory, &arena, "the names of shards", error));
+    fl_name_map_layout(&known, &arena, most);
+    folollm_status status = fl_add_shards(t, index, map, &known, directory, error);
+    fl_arena_close(t->memory, &arena);
+    return status;
+}
+
 static folollm_status fl_add_indexed(fl_tensors *t, const char *directory, folollm_error *error) {
     fl_str text;
     fl_json index;
     FL_TRY(fl_file_slurp(t->memory, directory, fl_index_name, FL_INDEX_MAX, NULL, &text, error));
     folollm_status status = fl_json_parse(t->memory, &index, fl_index_name, text, error);
     if (status == FOLOLLM_OK) {
-        status = fl_add_shards(t, &index, directory, error);
+        status = fl_read_index(t, &index, directory, error);
         fl_json_free(t->memory, &index);
     }
     fl_free(t->memory, (void *)(uintptr_t)text.at, text.n);

@@ -363,13 +363,14 @@ static bool fl_chat_match(fl_str text, const char *pattern, fl_str *system) {
     }
 }
 
-/* The content of a canonical string as the bytes it stands for; false for what is no plain string, or too long. */
+/* The content of a canonical string as the bytes it stands for; false for what is no plain string without zeros, or too
+ * long. */
 static bool fl_chat_unescape(fl_str string, char *out, size_t room) {
     static const char escapes[] = "n\nt\tr\r\\\\''\"\"";
     size_t n = 0;
     for (size_t i = 0; i < string.n; i++, n++) {
         char c = string.at[i];
-        if (c == '\'' || n + 1 >= room) {
+        if (c == '\'' || c == 0 || n + 1 >= room) {
             return false;
         }
         if (c == '\\') {

@@ -38,16 +38,16 @@ static bool fl_build_piece(fl_build *b, fl_str token, fl_str *out, bool *raw) {
 FL_LOCAL folollm_status fl_build_measure(fl_build *b, fl_str token, uint32_t id, bool added) {
     fl_str piece;
     bool raw;
+    if (token.n >= FL_PIECE_BYTES_MAX) {
+        return fl_fail(b->error, FOLOLLM_E_FORMAT, "%s: token %u has %u bytes, which is more than is read here",
+                       b->name, (uint64_t)id, (uint64_t)token.n);
+    }
     if (added) { /* numbered at the end; takes no more than it is spelled with */
         b->blob_bytes += token.n;
         return FOLOLLM_OK;
     }
     if (!fl_build_piece(b, token, &piece, &raw)) {
         return fl_build_no_memory(b, token.n);
-    }
-    if (piece.n >= FL_PIECE_BYTES_MAX) {
-        return fl_fail(b->error, FOLOLLM_E_FORMAT, "%s: token %u has %u bytes, which is more than is read here",
-                       b->name, (uint64_t)id, (uint64_t)piece.n);
     }
     b->n_vocab++;
     b->n_ids = fl_max(b->n_ids, (size_t)id + 1);

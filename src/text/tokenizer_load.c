@@ -9,6 +9,8 @@
 
 #define FL_LOAD_FILE_BYTES ((size_t)256 << 20)
 #define FL_LOAD_CONFIG_BYTES ((size_t)16 << 20)
+#define FL_LOAD_SPARSE_IDS 65536u /* so many ids, and so many more for each token, may have gaps between them */
+#define FL_LOAD_SPARSE 64u
 
 typedef struct fl_load {
     fl_build b;
@@ -130,6 +132,7 @@ static folollm_status fl_load_added_entry(fl_load *l, uint32_t node, fl_load_ent
     if (!fl_json_integer(l->doc, number, FL_VOCAB_IDS_MAX - 1, &id)) {
         return fl_load_bad_id(l, e->content, number);
     }
+    e->token.id = (uint32_t)id;
     FL_TRY(fl_json_bool(l->doc, node, "special", false, &e->special, l->b.error));
     FL_TRY(fl_json_bool(l->doc, node, "normalized", !e->special, &e->normalized, l->b.error));
     FL_TRY(fl_json_bool(l->doc, node, "single_word", false, &e->token.single_word, l->b.error));
@@ -148,12 +151,16 @@ static folollm_status fl_load_measure_added(fl_load *l) {
     for (uint32_t i = l->added + 1; n_listed > 0 && i < l->doc->nodes[l->added].next; i = l->doc->nodes[i].next) {
         fl_load_entry e;
         FL_TRY(fl_load_added_entry(l, i, &e));
-        FL_TRY(fl_build_measure(b, e.content, 0, true));
+        FL_TRY(fl_build_measure(b, e.content, e.token.id, true));
         FL_TRY(fl_build_measure_added(b, e.found.n));
     }
     b->n_merges = b->n_results = l->doc->nodes[l->merges].n_children;
     /* What is not in the vocabulary is numbered from the vocabulary's size, or from the highest added id. */
     b->n_ids = fl_max(b->n_ids, b->n_vocab) + b->n_added;
+    if (b->n_ids > FL_LOAD_SPARSE_IDS + FL_LOAD_SPARSE * (b->n_vocab + b->n_added)) {
+        return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED, "%s: %u tokens with ids up to %u: such gaps are not supported",
+                       b->name, (uint64_t)(b->n_vocab + b->n_added), (uint64_t)b->n_ids - 1);
+    }
     return FOLOLLM_OK;
 }
 

@@ -4,12 +4,15 @@
  * tokenizers library, and nobody would see it. */
 #include "text/tokenizer_impl.h"
 
+#define FL_PARTS_GROWTH 32 /* a text may become so many times longer by what Replace puts into it */
+
 typedef struct fl_parts {
     const fl_json *doc;
     fl_tokenizer *t;
     folollm_error *error;
     uint32_t decoder_rank; /* 1 + the last decoder's place in the fixed order; 0: none yet */
     uint32_t n_templates;
+    size_t growth; /* of all Replace normalizers so far */
 } fl_parts;
 
 typedef folollm_status (*fl_parts_reader)(fl_parts *p, uint32_t node);
@@ -123,7 +126,17 @@ static folollm_status fl_parts_norm(fl_parts *p, uint32_t node) {
         return fl_fail(p->error, FOLOLLM_E_UNSUPPORTED, "%s: more than %u normalizers are not supported",
                        p->doc->name, (uint64_t)FL_NORM_STEPS);
     }
-    return fl_parts_norm_fields(p, node, &norm->steps[norm->n_steps++]);
+    fl_norm_step *step = &norm->steps[norm->n_steps++];
+    FL_TRY(fl_parts_norm_fields(p, node, step));
+    if (step->kind == FL_NORM_REPLACE && step->from.n > 0 && step->to.n > step->from.n) {
+        p->growth *= fl_div_up(step->to.n, step->from.n);
+    }
+    if (p->growth > FL_PARTS_GROWTH) { /* eight that make 31 bytes of one would make a terabyte of a byte */
+        return fl_fail(p->error, FOLOLLM_E_UNSUPPORTED, "%s: normalizers that together make a text more than %u times "
+                                                        "as long are not supported", p->doc->name,
+                       (uint64_t)FL_PARTS_GROWTH);
+    }
+    return FOLOLLM_OK;
 }
 
 /* ---- Pre-tokenizers -- */
@@ -300,7 +313,7 @@ static folollm_status fl_parts_template_ids(fl_parts *p, uint32_t node, uint32_t
         }
         entry = fl_json_get(p->doc, fl_json_get(p->doc, table, buffer), "ids");
     }
-    if (fl_json_type_of(p->doc, entry) != FL_JSON_ARRAY) {
+    if (fl_json_type_of(p->doc, entry) != FL_JSON_ARRAY || p->doc->nodes[entry].n_children == 0) {
         return fl_parts_bad(p, "special_tokens", "an object with the ids of every SpecialToken of the template");
     }
     for (uint32_t i = entry + 1; i < p->doc->nodes[entry].next; i = p->doc->nodes[i].next) {
@@ -344,7 +357,7 @@ static folollm_status fl_parts_post(fl_parts *p, uint32_t node) {
 }
 
 FL_LOCAL folollm_status fl_tokenizer_parts(const fl_json *doc, fl_tokenizer *t, folollm_error *error) {
-    fl_parts p = {doc, t, error, 0, 0};
+    fl_parts p = {doc, t, error, 0, 0, 1};
     FL_TRY(fl_parts_each(&p, "normalizer", "normalizers", fl_parts_norm));
     FL_TRY(fl_parts_each(&p, "pre_tokenizer", "pretokenizers", fl_parts_pretok));
     FL_TRY(fl_parts_each(&p, "decoder", "decoders", fl_parts_decoder));
