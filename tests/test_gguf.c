@@ -793,7 +793,9 @@ static void test_paths(void) {
     free(bytes);
     CHECK(fl_gguf_is_at(&m, "nothing.gguf", &is, &error) == FOLOLLM_OK && is);
     CHECK(folollm_load("nothing.gguf", NULL, &f, &error) == FOLOLLM_E_IO && strstr(error.text, "nothing.gguf") != NULL);
+    error.text[0] = 0;
     CHECK(fl_gguf_is_at(&m, "tests/vectors", &is, &error) == FOLOLLM_OK && !is);
+    CHECK_TEXT(error.text[0] == 0, "an error is written on failure alone");
     CHECK(fl_gguf_is_at(&m, "tests/check.h", &is, &error) == FOLOLLM_OK && !is);
     CHECK(m.live == 0);
 }

@@ -451,12 +451,12 @@ FL_LOCAL folollm_status fl_gguf_is_at(fl_memory *m, const char *path, bool *is, 
     if (*is || m->host.file_open != NULL) {
         return FOLOLLM_OK;
     }
-    folollm_status status = fl_file_open(m, &file, path, "", &found, error);
+    folollm_status status = fl_file_open(m, &file, path, "", &found, NULL);
     if (status == FOLOLLM_OK && found) {
         *is = file.size >= 4 && fl_file_read(&file, 0, magic, 4, NULL) == FOLOLLM_OK && memcmp(magic, "GGUF", 4) == 0;
         fl_file_close(&file);
     }
-    return status == FOLOLLM_E_MEMORY ? status : FOLOLLM_OK;
+    return status == FOLOLLM_E_MEMORY ? fl_no_memory(error, "a path", n + 1) : FOLOLLM_OK;
 }
 
 /* ---- The tensors -- */
