@@ -20,7 +20,7 @@
 #include <utf8proc.h>
 
 /* Not one of the readers depends on the processor, and to instrument the unrolled kernels takes minutes: these are the
- * ones in plain C, behind the system's headers, which do depend on it. Nor is anything compiled that no harness calls. */
+ * ones in plain C, behind the system's headers, which do depend on it. Nor is compiled what no harness calls. */
 #undef __x86_64__
 #define FOLOLLM_API static
 #include "../../folollm.c"

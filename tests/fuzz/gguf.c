@@ -3,6 +3,7 @@
 #include "fuzz.h"
 
 #include "gguf_mutate.h"
+#include "model.h"
 
 #define PATH "mem/m-00001-of-00002.gguf"
 
@@ -84,32 +85,6 @@ static void check_tensors(const fl_gguf *g, size_t size) {
     }
 }
 
-/* Two tokens, whose logits may be no numbers if the weights are none. */
-static void compute(folollm *f) {
-    folollm_token token = 0;
-    folollm_seq seq;
-    FUZZ_CHECK(folollm_seq_open(f, NULL, &seq, &fuzz_error) == FOLOLLM_OK);
-    folollm_status status = fuzz_status(folollm_prefill(f, seq, &token, 1, NULL, &fuzz_error));
-    FUZZ_CHECK(status == FOLOLLM_OK || status == FOLOLLM_E_NUMERIC);
-    if (status == FOLOLLM_OK) {
-        folollm_sampled next;
-        fuzz_status(folollm_sample(f, seq, &next, NULL, 0, &fuzz_error));
-        status = fuzz_status(folollm_decode_step(f, &seq, &token, 1, &fuzz_error));
-        FUZZ_CHECK(status == FOLOLLM_OK || status == FOLOLLM_E_NUMERIC);
-    }
-}
-
-static void load(bool copy) {
-    folollm_options o = {.host = &fuzz.hooks, .context = 2, .max_seqs = 1, .max_requests = 1, .max_running = 1,
-                         .chunk = 1, .n_threads = 1, .isa = FOLOLLM_ISA_SCALAR, .copy_weights = copy};
-    folollm *f = NULL;
-    folollm_status status = fuzz_status(folollm_load(PATH, &o, &f, &fuzz_error));
-    if (status == FOLOLLM_OK) {
-        compute(f);
-        folollm_free(f);
-    }
-}
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     fuzz_bytes input = {data, size};
     fl_memory m;
@@ -129,9 +104,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         fuzz.limit += 32 * size + 8 * FUZZ_KIB;
         check_tensors(&g, size);
         fl_gguf_close(&g);
-        fuzz.limit = fuzz.live + 128 * size + 5120 * FUZZ_KIB; /* 4 MiB of them to convert blocks */
+        fuzz.limit = fuzz.live + FUZZ_MODEL_LIMIT(size);
         fuzz.hooks.file_map = size % 2 == 0 ? fuzz_map : NULL;
-        load(size % 4 == 0);
+        fuzz_load(PATH, size % 4 == 0);
     }
     FUZZ_CHECK(m.live == 0);
     fuzz_end();

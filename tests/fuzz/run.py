@@ -21,7 +21,8 @@ BUILD = os.path.join(os.path.dirname(HERE), "build", "fuzz")
 
 # Most bytes of an input, and KiB of stack under the sanitizers; those that compute need more for their kernels.
 LIMITS = {"json": (256, 128), "safetensors": (1024, 128), "config": (1024, 128), "tokenizer": (2048, 256),
-          "chat": (4096, 256), "gguf": (8192, 1024), "gguf_tokenizer": (2048, 256), "snapshot": (1024, 1024)}
+          "chat": (4096, 256), "checkpoint": (8192, 1024), "gguf": (8192, 1024), "gguf_tokenizer": (2048, 256),
+          "snapshot": (1024, 1024)}
 
 
 def path(*parts):
@@ -84,7 +85,7 @@ def merge(name, seeds):
     sources += [d for d in (os.path.join(seeds, name), path("work", name)) if os.path.isdir(d)]
     done = execute(name, command(name, "-runs=0", *sources))  # merging alone would pass over what ends a harness
     if done.returncode == 0:
-        done = execute(name, command(name, "-merge=1", "-use_counters=0", to, *sources))
+        done = execute(name, command(name, "-set_cover_merge=1", "-use_counters=0", to, *sources))
     if done.returncode != 0:
         print("\n".join(done.stdout.splitlines()[-60:]))
         return False

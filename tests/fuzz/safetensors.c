@@ -2,6 +2,8 @@
  * accepted covers the file without hole or overlap, and is found by its names. */
 #include "fuzz.h"
 
+#include "safetensors_mutate.h"
+
 static const char shard_a[] = "\x33\0\0\0\0\0\0\0{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}a";
 static const char shard_b[] = "\x33\0\0\0\0\0\0\0{\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}b";
 
@@ -50,36 +52,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     return 0;
 }
 
-/* ---- Mutation: mostly the header alone is changed, and the two lengths then follow from it -- */
-
-/* The largest number that ends a range in the header. */
-static size_t last_end(const uint8_t *header, size_t n) {
-    static const char key[] = "\"data_offsets\":[";
-    size_t last = 0;
-    for (size_t i = 0; i + sizeof key <= n; i++) {
-        if (memcmp(header + i, key, sizeof key - 1) != 0) {
-            continue;
-        }
-        const uint8_t *comma = memchr(header + i, ',', n - i);
-        size_t end = 0;
-        for (const uint8_t *c = comma != NULL ? comma + 1 : header + n; c < header + n && *c >= '0' && *c <= '9'; c++) {
-            end = end < 1u << 20 ? end * 10 + (size_t)(*c - '0') : end;
-        }
-        last = end > last ? end : last;
-    }
-    return last;
-}
-
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t room, unsigned seed) {
-    uint64_t n = size >= 8 ? fl_load_u64(data) : 0;
-    if (seed % 8 == 0 || size < 10 || n > size - 8 || data[0] == '{' || room < 64) {
-        return LLVMFuzzerMutate(data, size, room);
-    }
-    size_t header = LLVMFuzzerMutate(data + 8, (size_t)n, room - 8), end = last_end(data + 8, header);
-    for (size_t i = 0; i < 8; i++) {
-        data[i] = (uint8_t)((uint64_t)header >> (8 * i));
-    }
-    end = end <= room - 8 - header ? end : 0;
-    memset(data + 8 + header, (int)(seed >> 8 & 0xFF), end);
-    return 8 + header + end;
+    return size > 0 && data[0] == '{' ? LLVMFuzzerMutate(data, size, room) : safetensors_mutate(data, size, room, seed);
 }

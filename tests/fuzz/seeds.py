@@ -77,6 +77,64 @@ put("config", "window", compact({"model_type": "qwen3", **CONFIG, "use_sliding_w
                                  "attention_bias": True,
                                  "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}))
 
+# ---- Checkpoints -----------------------------------------------------------------------------------
+
+SIZES = {"q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn", "gate_proj": "mlp",
+         "up_proj": "mlp", "down_proj": "mlp"}
+BYTES_OF = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4, "I64": 8, "I8": 1, "U8": 1, "F8_E4M3": 1}
+
+
+def checkpoint(name, quantization, parts):
+    """One layer of eight numbers; parts: of each matrix, (suffix, type, shape, bytes or None)."""
+    tensors = [("model.embed_tokens.weight", "F16", [3, 8], None), ("model.norm.weight", "F32", [8], None)]
+    norms = "input_layernorm", "post_attention_layernorm"
+    tensors += [(f"model.layers.0.{norm}.weight", "F32", [8], None) for norm in norms]
+    tensors += [(f"model.layers.0.{group}.{matrix}.{suffix}", kind, shape, content)
+                for matrix, group in SIZES.items() for suffix, kind, shape, content in parts]
+    header, data = {}, b""
+    for key, kind, shape, content in tensors:
+        n = BYTES_OF[kind]
+        for size in shape:
+            n *= size
+        if content is None:
+            content = bytes((0x2C, 0x3C)[i % 2] if kind[0] == "F" or kind == "BF16" else i * 37 % 256 for i in range(n))
+        header[key] = {"dtype": kind, "shape": shape, "data_offsets": [len(data), len(data) + n]}
+        data += content
+    text = compact(header).encode()
+    config = {"model_type": "llama", "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 1,
+              "num_key_value_heads": 1, "intermediate_size": 8, "vocab_size": 3, "max_position_embeddings": 8,
+              "tie_word_embeddings": True} | ({"quantization_config": quantization} if quantization else {})
+    put("checkpoint", name, compact(config), struct.pack("<Q", len(text)) + text + data)
+
+
+def compressed(bits, zeros):
+    weights = {"num_bits": bits, "type": "int", "symmetric": not zeros, "strategy": "group", "group_size": 8}
+    return {"quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"],
+            "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}}}
+
+
+SHAPE = ("weight_shape", "I64", [2], struct.pack("<qq", 8, 8))
+PACKED = ("weight_packed", "I32", [8, 1], None), ("weight_scale", "F16", [8, 1], None), SHAPE
+checkpoint("plain", None, [("weight", "BF16", [8, 8], None)])
+checkpoint("gptq", {"quant_method": "gptq", "bits": 4, "group_size": 8, "sym": False, "desc_act": True,
+                    "checkpoint_format": "gptq"},
+           [("qweight", "I32", [1, 8], None), ("qzeros", "I32", [1, 1], b"\x11" * 4), ("scales", "F16", [1, 8], None),
+            ("g_idx", "I32", [8], bytes(32))])
+checkpoint("awq", {"quant_method": "awq", "bits": 4, "group_size": 8, "version": "gemm", "zero_point": True,
+                   "modules_to_not_convert": None},
+           [("qweight", "I32", [8, 1], None), ("qzeros", "I32", [1, 1], None), ("scales", "F16", [1, 8], None)])
+checkpoint("compressed", compressed(4, False), PACKED)
+checkpoint("compressed-zeros", compressed(4, True), [*PACKED, ("weight_zero_point", "I32", [1, 1], None)])
+checkpoint("fp8", {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [8, 8]},
+           [("weight", "F8_E4M3", [8, 8], None), ("weight_scale_inv", "F32", [1, 1], None)])
+checkpoint("bnb-8", {"quant_method": "bitsandbytes", "load_in_4bit": False, "load_in_8bit": True},
+           [("weight", "I8", [8, 8], None), ("SCB", "F32", [8], None)])
+STATE = compact({"quant_type": "nf4", "blocksize": 64, "dtype": "float16", "shape": [8, 8]}).encode()
+checkpoint("bnb-4", {"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False,
+                     "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": False},
+           [("weight", "U8", [32, 1], None), ("weight.quant_map", "F32", [16], None),
+            ("weight.absmax", "F32", [1], None), ("weight.quant_state.bitsandbytes__nf4", "U8", [len(STATE)], STATE)])
+
 # ---- tokenizer.json --------------------------------------------------------------------------------
 
 
@@ -159,7 +217,9 @@ def gguf(entries, tensors=(), align=32):
     return head + (bytes(-len(head) % align) if tensors else b"") + data
 
 
-BLOCKS = {0: (1, 4), 1: (1, 2), 30: (1, 2), 2: (32, 18), 8: (32, 34), 12: (256, 144), 13: (256, 176), 14: (256, 210)}
+BLOCKS = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 10: (256, 84),
+          11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 20: (32, 18), 23: (256, 136), 30: (1, 2),
+          39: (32, 17)}
 
 
 def model(arch, dim, kind, extra=(), entries=(), vocab=3):
@@ -195,7 +255,9 @@ put("gguf", "llama-q8_0", model("llama", 32, 8, (), [
     ("llama.attention.sliding_window", U32, 4), ("llama.attention.sliding_window_pattern", ARRAY, (BOOL, [True]))]))
 put("gguf", "llama-q4_0", model("llama", 32, 2, (), [("llama.rope.scaling.type", STRING, "linear"),
                                                      ("llama.rope.scaling.factor", F32, 2.0)]))
-for name, kind in (("q4_k", 12), ("q5_k", 13), ("q6_k", 14)):
+for name, kind in (("q4_1", 3), ("q5_0", 6), ("q5_1", 7), ("iq4_nl", 20), ("mxfp4", 39)):
+    put("gguf", f"llama-{name}", model("llama", 32, kind))
+for name, kind in (("q2_k", 10), ("q3_k", 11), ("q4_k", 12), ("q5_k", 13), ("q6_k", 14), ("iq4_xs", 23)):
     put("gguf", f"qwen2-{name}", model("qwen2", 256, kind, BIASES))
 put("gguf", "values", gguf([("u8", U8, 200), ("i8", I8, -100), ("u16", U16, 60000), ("i16", I16, -1), ("i32", I32, -1),
                             ("f32", F32, 0.5), ("b", BOOL, True), ("u64", U64, 1 << 63), ("i64", I64, -1),
