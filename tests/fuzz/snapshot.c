@@ -165,9 +165,10 @@ static void put_u64(uint8_t *at, uint64_t value) {
 
 /* Lengths, the model's fingerprint and checksums as they follow from the rest. */
 static void repair(uint8_t *data, size_t size, unsigned seed) {
-    const size_t sections = FL_SNAPSHOT_HEADER - 8 - FL_SECTIONS * 16;
+    const size_t sections = 8 + 4 + 4 + 8 + 6 * 4, behind = sections + FL_SECTIONS * 16;
     size_t at = FL_SNAPSHOT_HEADER;
-    memcpy(data, saved, 8 + 4 + 4 + 8 + 4 * 4); /* up to the number of tokens */
+    memcpy(data, saved, sections - 8); /* up to the number of tokens */
+    memcpy(data + behind, saved + behind, FL_SNAPSHOT_HEADER - behind);
     for (size_t i = 0; i < FL_SECTIONS; i++) {
         uint8_t *section = data + sections + 16 * i;
         uint64_t n = fl_load_u64(section);
