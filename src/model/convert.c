@@ -30,6 +30,7 @@ FL_LOCAL folollm_status fl_converter_open(fl_memory *m, fl_converter *c, size_t 
     folollm_status status = fl_arena_open(m, &c->arena, "converting the weights", error);
     if (status == FOLOLLM_OK) {
         fl_converter_layout(c, n_cols, quantised_bytes, n_threads);
+        c->kernels = fl_kernels_of(FOLOLLM_ISA_BEST);
         status = fl_pool_open(m, n_threads, &c->pool, error);
     }
     if (status != FOLOLLM_OK) {
@@ -82,16 +83,14 @@ static void fl_read_row(const fl_convert_job *j, size_t row, float *x) {
     }
 }
 
-/* x += row `row` of what the adapters add. */
-static void fl_merge_row(const fl_merged *merged, size_t row, size_t n, float *x) {
+/* x += row `row` of what the adapters add. x: room for whole vectors, and for one more. */
+static void fl_merge_row(const fl_converter *c, const fl_merged *merged, size_t row, size_t n, float *x) {
+    const float one = 1;
     for (size_t i = 0; i < merged->n; i++) {
         const fl_low_rank *l = &merged->adapters[i].low_ranks[merged->index];
-        for (uint32_t k = 0; k < l->rank; k++) {
-            const float *a = l->a + k * fl_padded(n);
-            float b = l->b[row * fl_padded(l->rank) + k];
-            for (size_t c = 0; c < n; c++) {
-                x[c] += b * a[c];
-            }
+        for (size_t k = 0; k < l->rank; k += FL_BLOCK_TOKENS) { /* a weighted sum of rows, as attention has it */
+            c->kernels->gather(x, 0, &one, l->b + row * fl_padded(l->rank) + k, 1, l->a + k * fl_padded(n), 0,
+                               fl_min(l->rank - k, FL_BLOCK_TOKENS), fl_padded(n));
         }
     }
 }
@@ -109,7 +108,7 @@ static void fl_convert_row(const fl_convert_job *j, size_t row, float *x, uint8_
         return;
     }
     fl_read_row(j, row, x);
-    fl_merge_row(j->merged, j->first + row, j->n_cols, x);
+    fl_merge_row(j->c, j->merged, j->first + row, j->n_cols, x);
     if (fl_is_packed(j->to)) {
         fl_quantise_row(j->to, x, j->n_cols, out);
     } else {

@@ -5,9 +5,11 @@
 #include "base/pool.h"
 #include "model/adapter.h"
 #include "model/quantised.h"
+#include "ops/kernels.h"
 
 typedef struct fl_converter {
     fl_pool *pool;
+    const fl_kernels *kernels;
     fl_arena arena;   /* of raw and slots */
     uint8_t *raw;     /* some rows as the file has them, or all tensors of a quantised matrix */
     uint8_t *slots;   /* (n_threads, slot_bytes) */
