@@ -39,11 +39,16 @@ static void sink_free(sink *s) {
     memset(s, 0, sizeof *s);
 }
 
+/* An adapter in the host's directory that is merged when a directory is loaded, and whenever something is written. */
+static const folollm_merge merge = {"mem", 1};
+static size_t n_merges;
+
 /* Quantize a path to a file of the host. */
 static folollm_status write_file(test_host *h, const char *path, folollm_weights weights, const char *name,
                                  folollm_error *error) {
     bool in_host = strncmp(path, "mem", 3) == 0;
-    folollm_options o = {.host = in_host ? &h->hooks : NULL, .weights = weights, .n_threads = 2, .gguf = 1};
+    folollm_options o = {.host = in_host ? &h->hooks : NULL, .weights = weights, .n_threads = 2, .gguf = 1,
+                         .merges = &merge, .n_merges = n_merges};
     sink s = {0};
     folollm_status status = folollm_quantize(path, &o, take, &s, error);
     CHECK_TEXT(status == FOLOLLM_OK || s.n_writes == 0, "what is refused is refused before anything is written");
@@ -62,12 +67,13 @@ static folollm_status write_file(test_host *h, const char *path, folollm_weights
 static float *logits_of(test_host *h, const char *path, folollm_weights weights, uint32_t *vocab) {
     bool in_host = strncmp(path, "mem", 3) == 0;
     folollm_options o = {.host = in_host ? &h->hooks : NULL, .weights = weights, .context = 48, .n_threads = 2,
-                         .chunk = 7, .kv = FOLOLLM_KV_F32};
+                         .chunk = 7, .kv = FOLOLLM_KV_F32, .merges = &merge};
     folollm_error error = {0};
     folollm_info info;
     folollm *f = NULL;
     folollm_seq seq;
     folollm_sampling greedy = {.ignore_eos = 1};
+    o.n_merges = strstr(path, ".gguf") == NULL ? n_merges : 0;
     if (!CHECK(folollm_load(path, &o, &f, &error) == FOLOLLM_OK)) {
         printf("    %s: %s\n", path, error.text);
         return NULL;
@@ -326,6 +332,58 @@ static void test_packages(void) {
     }
     fclose(index);
     CHECK(n >= 12);
+}
+
+/* ---- Adapters that are merged -- */
+
+static void test_adapter(const char *adapter, const char *checkpoint) {
+    static const char *const names[] = {"adapter_config.json", "adapter_model.safetensors"};
+    static const folollm_weights asked[] = {FOLOLLM_WEIGHTS_F32, FOLOLLM_WEIGHTS_BF16};
+    static test_host h;
+    char path[256];
+    folollm_error error;
+    host_init(&h, true);
+    snprintf(path, sizeof path, MODELS "%s", checkpoint);
+    CHECK(host_put_directory(&h, path));
+    for (size_t i = 0; i < FL_COUNT(names); i++) {
+        size_t n = 0;
+        snprintf(path, sizeof path, "tests/vectors/adapters/%s/%s", adapter, names[i]);
+        uint8_t *bytes = host_slurp(path, &n);
+        CHECK(bytes != NULL);
+        host_put(&h, names[i], bytes, n);
+        free(bytes);
+    }
+    CHECK(write_file(&h, "mem", FOLOLLM_WEIGHTS_AS_STORED, "base.gguf", &error) == FOLOLLM_OK);
+    n_merges = 1;
+    for (size_t i = 0; i < FL_COUNT(asked); i++) {
+        bool same;
+        CHECK(write_file(&h, "mem", asked[i], "out.gguf", &error) == FOLOLLM_OK);
+        distance(&h, "mem/out.gguf", FOLOLLM_WEIGHTS_AS_STORED, "mem", asked[i], &same);
+        CHECK_TEXT(same, adapter);
+        CHECK(write_file(&h, "mem/base.gguf", asked[i], "again.gguf", &error) == FOLOLLM_OK);
+        distance(&h, "mem/again.gguf", FOLOLLM_WEIGHTS_AS_STORED, "mem", asked[i], &same);
+        CHECK_TEXT(same, adapter);
+    }
+    n_merges = 0;
+    CHECK(host_is_clean(&h));
+    host_free(&h);
+}
+
+static void test_adapters(void) {
+    char line[256], adapter[128], checkpoint[128];
+    unsigned n = 0;
+    FILE *index = fopen("tests/vectors/adapters/index.txt", "r");
+    if (!CHECK(index != NULL)) {
+        return;
+    }
+    while (fgets(line, sizeof line, index) != NULL) {
+        if (CHECK(sscanf(line, "%127s %127s", adapter, checkpoint) == 2)) {
+            test_adapter(adapter, checkpoint);
+            n++;
+        }
+    }
+    fclose(index);
+    CHECK(n >= 5);
 }
 
 /* ---- Wide rows: every architecture, blocks of 256 -- */
@@ -656,6 +714,7 @@ static void test_faults(void) {
 int main(void) {
     test_checkpoints();
     test_packages();
+    test_adapters();
     for (size_t i = 0; i < FL_COUNT(shapes); i++) {
         test_shape(&shapes[i]);
     }

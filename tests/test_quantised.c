@@ -1108,6 +1108,33 @@ static void check_written(model *m, folollm_weights weights) {
     free(out);
 }
 
+/* The same of a GGUF file, whose rows of Q and K are in another order. */
+static void check_written_gguf(model *m, folollm_weights weights) {
+    test_host *h = &m->as_stored;
+    folollm_options o = {.host = &h->hooks, .n_threads = 2, .weights = weights, .gguf = 1, .kv = FOLOLLM_KV_F32};
+    file *out = new_file();
+    folollm_status status = folollm_quantize("mem", &o, append, out, &error);
+    if (weights == FOLOLLM_WEIGHTS_AS_STORED && (m->v.ordered || m->v.type == FL_Q4_ZERO)) {
+        CHECK(status == FOLOLLM_E_UNSUPPORTED && strstr(error.text, "no block of GGUF") != NULL && out->n_data == 0);
+    } else if (CHECK(status == FOLOLLM_OK)) {
+        float *before = logits_of(h, (folollm_options){.weights = weights, .n_threads = 1});
+        float *after = malloc((size_t)LENGTH * VOCAB * sizeof *after);
+        folollm *f = NULL;
+        folollm_seq seq = 0;
+        host_put(h, "out.gguf", out->data, out->n_data);
+        o.weights = FOLOLLM_WEIGHTS_AS_STORED;
+        CHECK(folollm_load("mem/out.gguf", &o, &f, &error) == FOLOLLM_OK);
+        CHECK(folollm_seq_open(f, NULL, &seq, NULL) == FOLOLLM_OK);
+        CHECK(folollm_prefill(f, seq, prompt, LENGTH, after, NULL) == FOLOLLM_OK);
+        CHECK(m->v.ordered && weights == FOLOLLM_WEIGHTS_Q4 ? nmse(before, after) < 0.1 : equal(before, after));
+        folollm_free(f);
+        free(before);
+        free(after);
+    }
+    free(out->data);
+    free(out);
+}
+
 static void test_written(void) {
     static const variant of[] = {{"gptq", 4, 64, true, false, "gptq", false, "F16", FL_Q4_0, true},
                                  {"awq", 4, 32, false, false, "", false, "F16", FL_Q4_ZERO, true},
@@ -1119,6 +1146,9 @@ static void test_written(void) {
         model *m = make_model(of[i], false);
         for (size_t w = 0; w < FL_COUNT(weights); w++) {
             check_written(m, weights[w]);
+            if (weights[w] != FOLOLLM_WEIGHTS_Q8_ROW) {
+                check_written_gguf(m, weights[w]);
+            }
         }
         float *exact = logits_of(&m->as_floats, (folollm_options){.n_threads = 1});
         float *floats = logits_of(&m->as_stored, (folollm_options){.weights = FOLOLLM_WEIGHTS_F32});

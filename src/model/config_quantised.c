@@ -31,7 +31,7 @@ static bool fl_quant_is_set(const fl_quant_reader *r, uint32_t object, const cha
 
 /* "group_size": -1 stands for the whole row. */
 static folollm_status fl_quant_group(fl_quant_reader *r, uint32_t object) {
-    double size;
+    double size = 0;
     if (!fl_quant_is_set(r, object, "group_size")) {
         return fl_quant_bad(r, FOLOLLM_E_FORMAT, "group_size", "the key is missing");
     }
@@ -126,7 +126,7 @@ static folollm_status fl_quant_awq(fl_quant_reader *r) {
 /* "strategy": which numbers share a scale. */
 static folollm_status fl_quant_strategy(fl_quant_reader *r, uint32_t weights) {
     uint32_t strategy = fl_json_get(r->doc, weights, "strategy");
-    uint64_t rows, cols;
+    uint64_t rows = 0, cols = 0;
     r->q->rows = 1;
     if (fl_json_is(r->doc, strategy, "channel")) {
         return FOLOLLM_OK;
@@ -221,7 +221,7 @@ static folollm_status fl_quant_compressed(fl_quant_reader *r) {
 /* ---- FP8 and bitsandbytes -- */
 
 static folollm_status fl_quant_fp8(fl_quant_reader *r) {
-    uint64_t rows, cols;
+    uint64_t rows = 0, cols = 0;
     uint32_t format = fl_json_get(r->doc, r->node, "fmt");
     if (fl_json_type_of(r->doc, format) != FL_JSON_NULL && !fl_json_is(r->doc, format, "e4m3")) {
         return fl_quant_unknown(r, r->node, "fmt", "e4m3 only");

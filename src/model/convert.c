@@ -30,6 +30,7 @@ FL_LOCAL folollm_status fl_converter_open(fl_memory *m, fl_converter *c, size_t 
     folollm_status status = fl_arena_open(m, &c->arena, "converting the weights", error);
     if (status == FOLOLLM_OK) {
         fl_converter_layout(c, n_cols, quantised_bytes, n_threads);
+        c->kernels = fl_kernels_of(FOLOLLM_ISA_BEST);
         status = fl_pool_open(m, n_threads, &c->pool, error);
     }
     if (status != FOLOLLM_OK) {
@@ -52,8 +53,8 @@ typedef struct fl_convert_job {
     size_t first;          /* row of the matrix that `in` begins with */
     size_t n_rows, n_cols; /* of what is there */
     const fl_merged *merged;
-    bool pack;
-    uint8_t *out;
+    fl_rows_out how;
+    uint8_t *out; /* of the whole matrix */
 } fl_convert_job;
 
 static void fl_convert_plain(fl_dtype to, const float *x, size_t n, uint8_t *out) {
@@ -82,16 +83,14 @@ static void fl_read_row(const fl_convert_job *j, size_t row, float *x) {
     }
 }
 
-/* x += row `row` of what the adapters add. */
-static void fl_merge_row(const fl_merged *merged, size_t row, size_t n, float *x) {
+/* x += row `row` of what the adapters add. x: room for whole vectors, and for one more. */
+static void fl_merge_row(const fl_converter *c, const fl_merged *merged, size_t row, size_t n, float *x) {
+    const float one = 1;
     for (size_t i = 0; i < merged->n; i++) {
         const fl_low_rank *l = &merged->adapters[i].low_ranks[merged->index];
-        for (uint32_t k = 0; k < l->rank; k++) {
-            const float *a = l->a + k * fl_padded(n);
-            float b = l->b[row * fl_padded(l->rank) + k];
-            for (size_t c = 0; c < n; c++) {
-                x[c] += b * a[c];
-            }
+        for (size_t k = 0; k < l->rank; k += FL_BLOCK_TOKENS) { /* a weighted sum of rows, as attention has it */
+            c->kernels->gather(x, 0, &one, l->b + row * fl_padded(l->rank) + k, 1, l->a + k * fl_padded(n), 0,
+                               fl_min(l->rank - k, FL_BLOCK_TOKENS), fl_padded(n));
         }
     }
 }
@@ -109,7 +108,7 @@ static void fl_convert_row(const fl_convert_job *j, size_t row, float *x, uint8_
         return;
     }
     fl_read_row(j, row, x);
-    fl_merge_row(j->merged, j->first + row, j->n_cols, x);
+    fl_merge_row(j->c, j->merged, j->first + row, j->n_cols, x);
     if (fl_is_packed(j->to)) {
         fl_quantise_row(j->to, x, j->n_cols, out);
     } else {
@@ -117,9 +116,14 @@ static void fl_convert_row(const fl_convert_job *j, size_t row, float *x, uint8_
     }
 }
 
-/* Where row `first` of the result begins. */
-static size_t fl_convert_at(const fl_convert_job *j, size_t first) {
-    return j->pack ? fl_matrix_bytes(j->to, first, j->n_cols) : first * fl_row_bytes(j->to, j->n_cols);
+/* Where row `row` of the matrix goes, or the panel that it begins. */
+static uint8_t *fl_convert_at(const fl_convert_job *j, size_t row) {
+    size_t d = j->how.head_dim, in_head = d != 0 ? row % d : 0, half = d / 2;
+    if (j->how.pack) {
+        return j->out + fl_matrix_bytes(j->to, row, j->n_cols);
+    }
+    row += d != 0 ? in_head % half * 2 + in_head / half - in_head : 0;
+    return j->out + row * fl_row_bytes(j->to, j->n_cols);
 }
 
 /* The rows of a panel. */
@@ -128,18 +132,20 @@ static void fl_convert_task(void *context, size_t task, size_t slot) {
     size_t first = task * FL_PANEL, n = fl_min(j->n_rows - first, FL_PANEL);
     size_t row_bytes = fl_row_bytes(j->to, j->n_cols);
     float *x = (float *)(void *)(j->c->slots + slot * j->c->slot_bytes);
-    bool packs = fl_is_packed(j->to) && j->pack;
+    uint8_t *rows = (uint8_t *)(x + fl_slot_floats(j->n_cols));
+    bool packs = fl_is_packed(j->to) && j->how.pack;
     bool as_it_is = j->from == j->to && j->quantised == NULL && j->merged->n == 0;
-    uint8_t *out = j->out + fl_convert_at(j, first);
-    uint8_t *rows = packs ? (uint8_t *)(x + fl_slot_floats(j->n_cols)) : out;
     memset(x + j->n_cols, 0, (fl_slot_floats(j->n_cols) - j->n_cols) * sizeof *x);
-    for (size_t r = 0; r < n && !as_it_is; r++) {
-        fl_convert_row(j, first + r, x, rows + r * row_bytes);
+    for (size_t r = first; r < first + n; r++) {
+        uint8_t *out = packs ? rows + (r - first) * row_bytes : fl_convert_at(j, j->first + r);
+        if (!as_it_is) {
+            fl_convert_row(j, r, x, out);
+        } else if (!packs) {
+            memcpy(out, j->in + r * row_bytes, row_bytes);
+        }
     }
     if (packs) {
-        fl_pack(j->to, as_it_is ? j->in + first * row_bytes : rows, n, j->n_cols, out);
-    } else if (as_it_is) {
-        memcpy(out, j->in + first * row_bytes, n * row_bytes);
+        fl_pack(j->to, as_it_is ? j->in + first * row_bytes : rows, n, j->n_cols, fl_convert_at(j, j->first + first));
     }
 }
 
@@ -150,8 +156,7 @@ FL_LOCAL folollm_status fl_read_rows(const fl_rows_in_file *rows, size_t first, 
         return fl_file_read(rows->file, rows->offset + first * rows->row_bytes, out, n_rows * rows->row_bytes, error);
     }
     for (size_t i = 0; i < n_rows; i++) {
-        size_t head = (first + i) / d, row = (first + i) % d;
-        size_t from = head * d + (rows->to_neighbours ? row % 2 * half + row / 2 : row % half * 2 + row / half);
+        size_t head = (first + i) / d, row = (first + i) % d, from = head * d + row % half * 2 + row / half;
         FL_TRY(fl_file_read(rows->file, rows->offset + from * rows->row_bytes, (uint8_t *)out + i * rows->row_bytes,
                             rows->row_bytes, error));
     }
@@ -159,9 +164,9 @@ FL_LOCAL folollm_status fl_read_rows(const fl_rows_in_file *rows, size_t first, 
 }
 
 FL_LOCAL folollm_status fl_convert(fl_converter *c, const fl_rows_in_file *rows, fl_dtype from, size_t n_rows,
-                                   size_t n_cols, const fl_merged *merged, fl_dtype to, bool pack, void *out,
+                                   size_t n_cols, const fl_merged *merged, fl_dtype to, fl_rows_out how, void *out,
                                    folollm_error *error) {
-    fl_convert_job job = {c, rows->file->map, NULL, from, to, 0, n_rows, n_cols, merged, pack, out};
+    fl_convert_job job = {c, rows->file->map, NULL, from, to, 0, n_rows, n_cols, merged, how, out};
     if (job.in != NULL && rows->head_dim == 0) {
         job.in += rows->offset;
         fl_pool_run(c->pool, fl_div_up(n_rows, FL_PANEL), fl_convert_task, &job);
@@ -171,7 +176,6 @@ FL_LOCAL folollm_status fl_convert(fl_converter *c, const fl_rows_in_file *rows,
     size_t most = c->raw_bytes / rows->row_bytes / FL_PANEL * FL_PANEL;
     for (job.in = c->raw; job.first < n_rows; job.first += most) {
         job.n_rows = fl_min(n_rows - job.first, most);
-        job.out = (uint8_t *)out + fl_convert_at(&job, job.first);
         FL_TRY(fl_read_rows(rows, job.first, job.n_rows, c->raw, error));
         fl_pool_run(c->pool, fl_div_up(job.n_rows, FL_PANEL), fl_convert_task, &job);
     }
@@ -179,7 +183,7 @@ FL_LOCAL folollm_status fl_convert(fl_converter *c, const fl_rows_in_file *rows,
 }
 
 FL_LOCAL void fl_convert_quantised(fl_converter *c, const fl_quantised *q, bool exact, const fl_merged *merged,
-                                   fl_dtype to, bool pack, void *out) {
-    fl_convert_job job = {c, NULL, q, exact ? to : FL_DTYPE_OTHER, to, 0, q->n_rows, q->n_cols, merged, pack, out};
+                                   fl_dtype to, fl_rows_out how, void *out) {
+    fl_convert_job job = {c, NULL, q, exact ? to : FL_DTYPE_OTHER, to, 0, q->n_rows, q->n_cols, merged, how, out};
     fl_pool_run(c->pool, fl_div_up(q->n_rows, FL_PANEL), fl_convert_task, &job);
 }

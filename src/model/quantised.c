@@ -272,7 +272,7 @@ static folollm_status fl_quant_bad_tensor(const fl_quantised *q, fl_quant_tensor
 static folollm_status fl_quant_blocks(const fl_quantised *q, const fl_json *doc, const char *key, size_t n,
                                       fl_quant_tensor which, size_t *block, folollm_error *error) {
     const fl_tensor *t = q->tensors[which];
-    uint32_t size;
+    uint32_t size = 0;
     FL_TRY(fl_json_u32(doc, 0, key, 0, &size, error));
     if (size == 0) {
         return fl_fail(error, FOLOLLM_E_FORMAT, "%s: \"%s\" must be above 0", doc->name, key);

@@ -160,14 +160,23 @@ static folollm_status fl_bind_find(const fl_binder *b, fl_role role, size_t n_ro
     return FOLOLLM_OK;
 }
 
+static bool fl_role_turns(fl_role role) {
+    return role == FL_ROLE_Q || role == FL_ROLE_K || role == FL_ROLE_Q_BIAS || role == FL_ROLE_K_BIAS;
+}
+
 /* Where its rows are; the llama architecture has those of Q and K in another order in GGUF. */
 static fl_rows_in_file fl_bind_rows(const fl_binder *b, const fl_tensor *t, fl_role role, size_t n_cols) {
-    const fl_config *c = &b->w->config;
-    bool turned = role == FL_ROLE_Q || role == FL_ROLE_K || role == FL_ROLE_Q_BIAS || role == FL_ROLE_K_BIAS;
-    fl_rows_in_file rows = {&b->w->tensors.files[t->file], t->offset, fl_row_bytes(t->type, n_cols), 0, false};
-    rows.to_neighbours = b->gguf != NULL && fl_config_turns_in_gguf(c);
-    rows.head_dim = turned && c->rotates_neighbours != rows.to_neighbours ? c->head_dim : 0;
+    fl_rows_in_file rows = {&b->w->tensors.files[t->file], t->offset, fl_row_bytes(t->type, n_cols), 0};
+    rows.head_dim = fl_role_turns(role) && b->w->config.rotates_neighbours ? b->w->config.head_dim : 0;
     return rows;
+}
+
+/* How its rows go out. */
+static fl_rows_out fl_bind_rows_out(const fl_binder *b, fl_role role) {
+    const fl_config *c = &b->w->config;
+    fl_rows_out how = {b->gguf == NULL, 0};
+    how.head_dim = b->gguf != NULL && fl_role_turns(role) && fl_config_turns_in_gguf(c) ? c->head_dim : 0;
+    return how;
 }
 
 /* Count a tensor; while loading, tell the host and let it cancel. */
@@ -216,9 +225,9 @@ static folollm_status fl_bind_convert(fl_binder *b, fl_role role, fl_found *foun
                                       fl_dtype type, void *to, uint32_t *order) {
     fl_quantised *q = &found->quantised;
     fl_rows_in_file rows = fl_bind_rows(b, found->t, role, n_cols);
-    bool pack = b->gguf == NULL;
+    fl_rows_out how = fl_bind_rows_out(b, role);
     if (!found->is_quantised) {
-        return fl_convert(b->converter, &rows, found->t->type, n_rows, n_cols, &found->merged, type, pack, to,
+        return fl_convert(b->converter, &rows, found->t->type, n_rows, n_cols, &found->merged, type, how, to,
                           b->error);
     }
     FL_TRY(fl_quantised_read(q, b->converter->raw, b->error));
@@ -226,7 +235,7 @@ static folollm_status fl_bind_convert(fl_binder *b, fl_role role, fl_found *foun
         FL_TRY(fl_quantised_sort(q, order, b->error));
     }
     bool exact = q->exact && type == q->type && q->ordered == (order != NULL);
-    fl_convert_quantised(b->converter, q, exact, &found->merged, type, pack, to);
+    fl_convert_quantised(b->converter, q, exact, &found->merged, type, how, to);
     return FOLOLLM_OK;
 }
 
@@ -251,7 +260,8 @@ static folollm_status fl_bind_write_gguf(fl_binder *b, fl_role role, fl_found *f
                                          fl_dtype type) {
     char name[128];
     fl_rows_in_file rows = fl_bind_rows(b, found->t, role, fl_max(n_cols, 1));
-    bool copy = type == found->type && !found->is_quantised && found->merged.n == 0 && rows.head_dim == 0;
+    bool copy = type == found->type && !found->is_quantised && found->merged.n == 0 &&
+                rows.head_dim == fl_bind_rows_out(b, role).head_dim;
     if (b->announce) {
         fl_format(name, sizeof name, fl_role_names[role][1], (uint64_t)b->layer);
         return fl_gguf_out_tensor(b->gguf, name, type, n_rows, n_cols);
@@ -328,8 +338,12 @@ static fl_dtype fl_bind_type(folollm_weights asked, fl_dtype stored, size_t n_co
 
 /* The same in a GGUF file, where rows are whole blocks: those of others are F16. llama.cpp's quantiser takes F16 there
  * too; where this takes Q8_0 for rows that are no multiple of 256, it takes Q5_0 instead of Q4_K and Q5_1 instead of
- * Q5_K. */
-static fl_dtype fl_bind_type_in_gguf(fl_dtype type, size_t n_cols) {
+ * Q5_K. As stored, types stay that are only in files. */
+static fl_dtype fl_bind_type_in_gguf(const fl_binder *b, const fl_found *found, fl_dtype type, size_t n_cols) {
+    bool kept = b->w->asked == FOLOLLM_WEIGHTS_AS_STORED && !found->is_quantised && found->merged.n == 0;
+    if (kept) {
+        return found->type;
+    }
     return fl_is_packed(type) && n_cols % fl_block_numbers(type) != 0 ? FL_F16 : type;
 }
 
@@ -399,7 +413,7 @@ static folollm_status fl_bind_may_become(const fl_binder *b, const fl_found *fou
         return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED, "%s: tensor %S is packed; it cannot become %s again", path,
                        &found->t->name, b->gguf != NULL ? "blocks of GGUF" : fl_dtype_name(type));
     }
-    bool ordered = found->is_quantised && found->quantised.ordered && type == found->type;
+    bool ordered = found->is_quantised && found->quantised.ordered && b->w->asked == FOLOLLM_WEIGHTS_AS_STORED;
     if (b->gguf != NULL && (type == FL_Q4_ZERO || type == FL_Q8_ROW || ordered)) {
         return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED,
                        "%s: tensor %S has zero points, one scale a row or an order of columns, which no block of GGUF "
@@ -425,7 +439,7 @@ static folollm_status fl_bind_part(fl_binder *b, fl_matrix *m, fl_role role, fl_
     m->n_cols = n_cols;
     part->n_rows = n_rows;
     part->type = fl_bind_type(b->w->asked, found.type, n_cols, is_head);
-    part->type = b->gguf != NULL ? fl_bind_type_in_gguf(part->type, n_cols) : part->type;
+    part->type = b->gguf != NULL ? fl_bind_type_in_gguf(b, &found, part->type, n_cols) : part->type;
     b->w->types[part->type] = b->w->types[part->type] || !is_head || part->type == fl_computed_type(found.type);
     FL_TRY(fl_bind_may_become(b, &found, part->type));
     if (found.is_quantised) {

@@ -21,8 +21,8 @@ BUILD = os.path.join(os.path.dirname(HERE), "build", "fuzz")
 
 # Most bytes of an input, and KiB of stack under the sanitizers; those that compute need more for their kernels.
 LIMITS = {"json": (256, 128), "safetensors": (1024, 128), "config": (1024, 128), "tokenizer": (2048, 256),
-          "chat": (4096, 256), "checkpoint": (8192, 1024), "gguf": (8192, 1024), "gguf_tokenizer": (2048, 256),
-          "snapshot": (1024, 1024)}
+          "chat": (4096, 256), "adapter": (1024, 128), "checkpoint": (8192, 1024), "gguf": (8192, 1024),
+          "gguf_tokenizer": (2048, 256), "snapshot": (1024, 1024)}
 
 
 def path(*parts):

@@ -55,6 +55,18 @@ put("safetensors", "three", safetensors([("a", "BF16", [3], 6), ("b", "U8", [], 
                                          ("d", "F8_E4M3", [1, 1, 1, 1, 1, 1, 1, 2], 2)]))
 put("safetensors", "index", compact({"metadata": {"total_size": 2}, "weight_map": {"a": "a", "b": "b", "c": "a"}}))
 
+# ---- Adapters --------------------------------------------------------------------------------------
+
+LORA = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "bias": "none", "use_dora": False, "modules_to_save": None}
+LAYERS = "base_model.model.model.layers."
+for i, (config, pairs) in enumerate([
+        (LORA, [("0.self_attn.q_proj", 2, 4, 4)]),
+        (LORA | {"use_rslora": True, "rank_pattern": {"mlp.down_proj": 1}, "alpha_pattern": {"^model.layers.1": 3}},
+         [("1.mlp.down_proj", 1, 4, 3), ("0.mlp.up_proj", 2, 3, 4), ("1.self_attn.k_proj", 2, 2, 4)])]):
+    put("adapter", f"{i}", compact(config), safetensors([
+        (f"{LAYERS}{name}.lora_{side}.weight", "BF16", shape, 2 * shape[0] * shape[1])
+        for name, rank, n_out, n_in in pairs for side, shape in (("A", [rank, n_in]), ("B", [n_out, rank]))]))
+
 # ---- config.json -----------------------------------------------------------------------------------
 
 CONFIG = {"num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4,
