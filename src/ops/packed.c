@@ -47,15 +47,18 @@ FL_LOCAL size_t fl_matrix_bytes(fl_dtype type, size_t n_rows, size_t n_cols) {
     return bytes != 0 && n > SIZE_MAX / bytes ? SIZE_MAX : n * bytes;
 }
 
-/* Put the bits of a row's numbers into a unit: halves, then n_planes planes. */
-static void fl_pack_bits(const uint8_t *bits, size_t row, uint8_t *halves, uint8_t *planes, size_t n_planes) {
-    for (size_t i = 0; i < FL_UNIT / 2; i++) {
-        size_t at = i / 4 * FL_QUAD_BYTES + row * 4 + i % 4;
-        halves[at] = (uint8_t)((bits[i] & 15) | (bits[FL_UNIT / 2 + i] & 15) << 4);
+/* A row's unit as eight quads of four numbers, at most six bits in each byte: into halves, then n_planes planes. */
+static void fl_pack_quads(const uint32_t quads[8], size_t row, uint8_t *halves, uint8_t *planes, size_t n_planes) {
+    uint32_t words[2] = {0, 0};
+    for (size_t i = 0; i < 4; i++) {
+        uint32_t half = (quads[i] & 0x0F0F0F0Fu) | (quads[4 + i] & 0x0F0F0F0Fu) << 4;
+        memcpy(halves + i * FL_QUAD_BYTES + row * 4, &half, sizeof half);
     }
-    for (size_t i = 0; n_planes > 0 && i < FL_UNIT; i++) {
-        size_t quad = i / 4, plane = n_planes == 1 ? 0 : quad / 4, bit = n_planes == 1 ? quad : 2 * (quad % 4);
-        planes[plane * FL_QUAD_BYTES + row * 4 + i % 4] |= (uint8_t)(bits[i] >> 4 << bit);
+    for (size_t i = 0; i < 8; i++) {
+        words[n_planes == 2 ? i / 4 : 0] |= (quads[i] >> 4 & 0x03030303u) << (n_planes == 2 ? 2 * (i % 4) : i);
+    }
+    for (size_t i = 0; i < n_planes; i++) {
+        memcpy(planes + i * FL_QUAD_BYTES + row * 4, &words[i], sizeof words[i]);
     }
 }
 
@@ -96,14 +99,14 @@ static void fl_pack_k(fl_dtype type, const uint8_t *block, size_t row, uint8_t *
     memcpy(chunk + 2 * row, block, 2);
     memcpy(chunk + 2 * (FL_LANES + row), block + 2, 2);
     for (size_t g = 0; g < 8; g++) {
-        uint8_t bits[FL_UNIT];
-        for (size_t i = 0; i < FL_UNIT; i++) {
-            bits[i] = fours[32 * (g / 2) + i] >> 4 * (g % 2) & 15;
+        uint32_t quads[8];
+        for (size_t i = 0; i < 8; i++) {
+            quads[i] = fl_load_u32(fours + 32 * (g / 2) + 4 * i) >> 4 * (g % 2) & 0x0F0F0F0Fu;
             if (type == FL_Q5_K) {
-                bits[i] = (uint8_t)(bits[i] | (fifths[i] >> g & 1) << 4);
+                quads[i] |= (fl_load_u32(fifths + 4 * i) >> g & 0x01010101u) << 4;
             }
         }
-        fl_pack_bits(bits, row, halves + g * 4 * FL_QUAD_BYTES, planes + g * FL_QUAD_BYTES, type == FL_Q5_K);
+        fl_pack_quads(quads, row, halves + g * 4 * FL_QUAD_BYTES, planes + g * FL_QUAD_BYTES, type == FL_Q5_K);
         scales[g * FL_LANES + row] = of_row[g];
         mins[g * FL_LANES + row] = mins_of_row[g];
     }
@@ -114,12 +117,13 @@ static void fl_pack_q6_k(const uint8_t *block, size_t row, uint8_t *chunk) {
     uint8_t *scales = chunk + FL_LANES * 2, *halves = scales + FL_LANES * 16, *planes = halves + 8 * 4 * FL_QUAD_BYTES;
     memcpy(chunk + 2 * row, block + 208, 2);
     for (size_t g = 0; g < 8; g++) {
-        uint8_t bits[FL_UNIT];
+        uint32_t quads[8];
         const uint8_t *fours = block + 64 * (g / 4) + 32 * (g % 2), *twos = block + 128 + 32 * (g / 4);
-        for (size_t i = 0; i < FL_UNIT; i++) {
-            bits[i] = (uint8_t)((fours[i] >> 4 * (g % 4 / 2) & 15) | (twos[i] >> 2 * (g % 4) & 3) << 4);
+        for (size_t i = 0; i < 8; i++) {
+            quads[i] = (fl_load_u32(fours + 4 * i) >> 4 * (g % 4 / 2) & 0x0F0F0F0Fu) |
+                       (fl_load_u32(twos + 4 * i) >> 2 * (g % 4) & 0x03030303u) << 4;
         }
-        fl_pack_bits(bits, row, halves + g * 4 * FL_QUAD_BYTES, planes + g * 2 * FL_QUAD_BYTES, 2);
+        fl_pack_quads(quads, row, halves + g * 4 * FL_QUAD_BYTES, planes + g * 2 * FL_QUAD_BYTES, 2);
         scales[2 * g * FL_LANES + row] = block[192 + 2 * g];
         scales[(2 * g + 1) * FL_LANES + row] = block[192 + 2 * g + 1];
     }
@@ -147,7 +151,7 @@ static void fl_pack_chunk(fl_dtype type, const uint8_t *row_bytes, size_t row, s
 
 FL_LOCAL void fl_pack(fl_dtype type, const uint8_t *rows, size_t n_rows, size_t n_cols, uint8_t *panel) {
     size_t n_units = fl_units(n_cols), row_bytes = fl_row_bytes(type, n_cols);
-    if (n_rows < FL_PANEL || type == FL_Q5_K || type == FL_Q6_K) { /* rows that are not there, planes not yet */
+    if (n_rows < FL_PANEL) { /* rows that are not there */
         memset(panel, 0, fl_panel_bytes(type, n_cols));
     }
     for (size_t row = 0; row < n_rows; row++, rows += row_bytes) {
