@@ -11,6 +11,7 @@
 
 #include "check.h"
 #include "invariants.h"
+#include "random.h"
 
 #include <dirent.h>
 #include <math.h>
@@ -25,13 +26,6 @@
 #define ANSWERS_MAX 4
 #define EVENTS 8
 #define RSS_SLACK (1u << 20)
-
-static uint64_t random_state = 1;
-
-static uint32_t random_below(uint32_t n) {
-    random_state += 0x9E3779B97F4A7C15u;
-    return (uint32_t)(fl_mix(random_state) % n);
-}
 
 static double random_unit(void) { /* (0, 1] */
     return (random_below(1u << 30) + 1) / (double)(1u << 30);

@@ -7,6 +7,7 @@
 #include "../folollm.c"
 
 #include "check.h"
+#include "expected.h"
 #include "host.h"
 
 #include <math.h>
@@ -14,7 +15,6 @@
 #define BASE "tests/vectors/models/qwen3-gqa-fp32"
 #define ADAPTERS "tests/vectors/adapters/"
 #define GATE 1e-10 /* NMSE against float64, everything in float32 */
-#define GREEDY 16
 #define PROMPT 50
 
 static folollm *load(const char *path, const folollm_options *o) {
@@ -47,55 +47,30 @@ static folollm_seq open_with(folollm *f, folollm_adapter adapter) {
 
 /* ---- Against PEFT -- */
 
-typedef struct expected {
-    uint32_t n_ids, n_rows, vocab;
-    const int32_t *ids, *rows, *greedy;
-    const float *logits64;
-} expected;
-
-/* Of a file with one case, laid out as make_models.py says. */
-static expected read_expected(const uint8_t *bytes) {
-    const int32_t *at = (const int32_t *)(const void *)(bytes + 8);
-    expected e = {(uint32_t)at[0], (uint32_t)at[1], (uint32_t)at[2], at + 4, at + 4 + at[0], NULL, NULL};
-    const float *logits32 = (const float *)(const void *)(e.rows + e.n_rows);
-    e.logits64 = logits32 + e.n_rows * e.vocab;
-    e.greedy = (const int32_t *)(const void *)(e.logits64 + e.n_rows * e.vocab);
-    return e;
-}
-
 /* NMSE of the logits to those of float64, and how many greedy tokens differ. */
-static double compare(folollm *f, folollm_adapter adapter, const expected *e, unsigned *n_wrong) {
-    float *all = malloc((size_t)e->n_ids * e->vocab * sizeof *all);
+static double compare(folollm *f, folollm_adapter adapter, const vector_case *c, unsigned *n_wrong) {
+    float *all = malloc((size_t)c->n_ids * c->vocab * sizeof *all);
     folollm_seq seq = open_with(f, adapter);
-    double difference = 0, total = 0;
     folollm_sampled s;
-    CHECK(folollm_prefill(f, seq, e->ids, e->n_ids, all, NULL) == FOLOLLM_OK);
-    for (uint32_t i = 0; i < e->n_rows * e->vocab; i++) {
-        double a = all[(size_t)e->rows[i / e->vocab] * e->vocab + i % e->vocab], b = e->logits64[i];
-        difference += (a - b) * (a - b);
-        total += b * b;
-    }
+    CHECK(folollm_prefill(f, seq, c->ids, c->n_ids, all, NULL) == FOLOLLM_OK);
     for (int i = 0; i < GREEDY; i++) {
         CHECK(folollm_sample(f, seq, &s, NULL, 0, NULL) == FOLOLLM_OK);
-        *n_wrong += s.token != e->greedy[i];
+        *n_wrong += s.token != c->greedy[i];
         CHECK(folollm_decode_step(f, &seq, &s.token, 1, NULL) == FOLOLLM_OK);
     }
     CHECK(folollm_seq_close(f, seq, NULL) == FOLOLLM_OK);
+    double error = nmse_of_case(c, all, c->logits64);
     free(all);
-    return difference / total;
+    return error;
 }
 
 static void test_adapter(const char *name, const char *base, double worst[3], unsigned *n_wrong) {
     char adapter[400], model[400], file[420];
-    size_t n;
     snprintf(adapter, sizeof adapter, ADAPTERS "%s", name);
     snprintf(model, sizeof model, "tests/vectors/models/%s", base);
     snprintf(file, sizeof file, "%s/logits.bin", adapter);
-    uint8_t *bytes = host_slurp(file, &n);
-    if (!CHECK(bytes != NULL)) {
-        return;
-    }
-    expected e = read_expected(bytes);
+    vectors v = open_vectors(file);
+    vector_case e = next_case(&v);
     const folollm_merge merge = {adapter, 1};
     for (int merged = 0; merged < 2; merged++) {
         folollm_options o = {.kv = FOLOLLM_KV_F32, .n_threads = 2, .chunk = 7};
@@ -114,7 +89,7 @@ static void test_adapter(const char *name, const char *base, double worst[3], un
         }
         folollm_free(f);
     }
-    free(bytes);
+    free(v.words);
 }
 
 static void test_vectors(void) {

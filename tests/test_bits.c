@@ -9,6 +9,7 @@
 
 #include "check.h"
 #include "invariants.h"
+#include "random.h"
 
 #include <stdlib.h>
 
@@ -18,13 +19,6 @@
 static folollm_token prompt[LENGTH];
 static float *expected; /* (LENGTH, vocab) of the prompt alone: one thread, scalar kernels, one token a call */
 static uint32_t vocab;
-
-static uint64_t random_state = 1;
-
-static uint32_t random_below(uint32_t n) {
-    random_state += 0x9E3779B97F4A7C15u;
-    return (uint32_t)(fl_mix(random_state) % n);
-}
 
 static folollm *open_engine(folollm_options o) {
     folollm_error error;

@@ -9,70 +9,13 @@
 
 #include "check.h"
 #include "host.h"
+#include "logits.h"
+#include "random.h"
 
 #include <math.h>
 #include <unistd.h>
 
 #define DIRECTORY "tests/vectors/gguf/"
-
-static uint64_t random_state = 1;
-
-static uint64_t random_next(void) {
-    random_state += 0x9E3779B97F4A7C15u;
-    return fl_mix(random_state);
-}
-
-static float random_float(void) { /* roughly normal */
-    int32_t sum = 0;
-    for (int i = 0; i < 4; i++) {
-        sum += (int32_t)(random_next() % 65536) - 32768;
-    }
-    return (float)sum / 32768;
-}
-
-/* ---- Logits -- */
-
-#define N_IDS 40
-
-/* Of every position of a text that is the same for every model of so many ids; NULL: it does not open. */
-static float *logits_of(const char *path, const folollm_options *options, uint32_t *vocab) {
-    folollm_options o = {.context = 48, .n_threads = 2, .chunk = 7, .kv = FOLOLLM_KV_F32};
-    folollm_error error = {0};
-    folollm_info info;
-    folollm *f = NULL;
-    folollm_seq seq;
-    folollm_sampling greedy = {.ignore_eos = 1};
-    if (options != NULL) {
-        o.host = options->host;
-        o.weights = options->weights;
-        o.copy_weights = options->copy_weights;
-        o.float_activations = options->float_activations;
-    }
-    if (!CHECK(folollm_load(path, &o, &f, &error) == FOLOLLM_OK)) {
-        printf("    %s: %s\n", path, error.text);
-        return NULL;
-    }
-    folollm_get_info(f, &info);
-    *vocab = info.vocab;
-    folollm_token ids[N_IDS];
-    for (uint32_t i = 0; i < N_IDS; i++) {
-        ids[i] = (folollm_token)(fl_mix(i + 1) % info.vocab);
-    }
-    float *logits = malloc((size_t)N_IDS * info.vocab * sizeof *logits);
-    CHECK(folollm_seq_open(f, &greedy, &seq, NULL) == FOLOLLM_OK);
-    CHECK(folollm_prefill(f, seq, ids, N_IDS, logits, NULL) == FOLOLLM_OK);
-    folollm_free(f);
-    return logits;
-}
-
-static double nmse(const float *a, const float *b, size_t n) {
-    double difference = 0, total = 0;
-    for (size_t i = 0; i < n; i++) {
-        difference += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
-        total += (double)b[i] * b[i];
-    }
-    return difference / total;
-}
 
 /* A file of DIRECTORY against the checkpoint that it was made of. */
 static void test_vector(const char *name, const char *checkpoint, const char *how) {

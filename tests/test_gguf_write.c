@@ -7,6 +7,8 @@
 
 #include "check.h"
 #include "host.h"
+#include "logits.h"
+#include "random.h"
 
 #define MODELS "tests/vectors/models/"
 #define FILES "tests/vectors/gguf/"
@@ -61,43 +63,10 @@ static folollm_status write_file(test_host *h, const char *path, folollm_weights
 
 /* ---- Logits -- */
 
-#define N_IDS 40
-
-/* Of every position of a text that is the same for every model of so many ids; NULL: it does not open. */
-static float *logits_of(test_host *h, const char *path, folollm_weights weights, uint32_t *vocab) {
-    bool in_host = strncmp(path, "mem", 3) == 0;
-    folollm_options o = {.host = in_host ? &h->hooks : NULL, .weights = weights, .context = 48, .n_threads = 2,
-                         .chunk = 7, .kv = FOLOLLM_KV_F32, .merges = &merge};
-    folollm_error error = {0};
-    folollm_info info;
-    folollm *f = NULL;
-    folollm_seq seq;
-    folollm_sampling greedy = {.ignore_eos = 1};
+static float *logits_in(test_host *h, const char *path, folollm_weights weights, uint32_t *vocab) {
+    folollm_options o = {.host = strncmp(path, "mem", 3) == 0 ? &h->hooks : NULL, .weights = weights, .merges = &merge};
     o.n_merges = strstr(path, ".gguf") == NULL ? n_merges : 0;
-    if (!CHECK(folollm_load(path, &o, &f, &error) == FOLOLLM_OK)) {
-        printf("    %s: %s\n", path, error.text);
-        return NULL;
-    }
-    folollm_get_info(f, &info);
-    *vocab = info.vocab;
-    folollm_token ids[N_IDS];
-    for (uint32_t i = 0; i < N_IDS; i++) {
-        ids[i] = (folollm_token)(fl_mix(i + 1) % info.vocab);
-    }
-    float *logits = malloc((size_t)N_IDS * info.vocab * sizeof *logits);
-    CHECK(folollm_seq_open(f, &greedy, &seq, NULL) == FOLOLLM_OK);
-    CHECK(folollm_prefill(f, seq, ids, N_IDS, logits, NULL) == FOLOLLM_OK);
-    folollm_free(f);
-    return logits;
-}
-
-static double nmse(const float *a, const float *b, size_t n) {
-    double difference = 0, total = 0;
-    for (size_t i = 0; i < n; i++) {
-        difference += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
-        total += (double)b[i] * b[i];
-    }
-    return difference / total;
+    return logits_of(path, &o, vocab);
 }
 
 /* What two paths give, each with its own type. */
@@ -105,7 +74,7 @@ static double distance(test_host *h, const char *path, folollm_weights weights, 
                        folollm_weights other_weights, bool *same) {
     uint32_t vocab = 0, other_vocab = 0;
     double error = 1;
-    float *a = logits_of(h, path, weights, &vocab), *b = logits_of(h, other, other_weights, &other_vocab);
+    float *a = logits_in(h, path, weights, &vocab), *b = logits_in(h, other, other_weights, &other_vocab);
     *same = false;
     if (a != NULL && b != NULL && CHECK(vocab == other_vocab)) {
         size_t n = (size_t)N_IDS * vocab;
@@ -387,17 +356,6 @@ static void test_adapters(void) {
 }
 
 /* ---- Wide rows: every architecture, blocks of 256 -- */
-
-static uint64_t random_state = 1;
-
-static float random_float(void) { /* roughly normal */
-    int32_t sum = 0;
-    for (int i = 0; i < 4; i++) {
-        random_state += 0x9E3779B97F4A7C15u;
-        sum += (int32_t)(fl_mix(random_state) % 65536) - 32768;
-    }
-    return (float)sum / 32768;
-}
 
 typedef struct shape {
     const char *architecture;

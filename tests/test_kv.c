@@ -8,6 +8,7 @@
 
 #include "check.h"
 #include "tables.h"
+#include "random.h"
 
 #include <stdlib.h>
 
@@ -17,21 +18,6 @@
 #define GUARD 0x5A
 
 static const size_t widths[] = {2, 6, 12, 20, 64, 80, 96, 128, WIDEST};
-
-static uint64_t random_state = 1;
-
-static uint32_t random_below(uint32_t n) {
-    random_state += 0x9E3779B97F4A7C15u;
-    return (uint32_t)(fl_mix(random_state) % n);
-}
-
-static float random_float(void) { /* roughly normal */
-    int32_t sum = 0;
-    for (int i = 0; i < 4; i++) {
-        sum += (int32_t)random_below(65536) - 32768;
-    }
-    return (float)sum / 32768;
-}
 
 /* ---- Kernels -- */
 
@@ -267,7 +253,7 @@ static void attend(const fl_kernels *k, folollm_kv_type type, size_t d, uint32_t
         pages[i / FL_PAGE_TOKENS] = PAGES - i / FL_PAGE_TOKENS;
         slots[i] = pages[i / FL_PAGE_TOKENS] * FL_PAGE_TOKENS + i % FL_PAGE_TOKENS;
     }
-    fl_run run = {0, TOKENS, 0, pages};
+    fl_run run = {0, TOKENS, 0, pages, NULL};
     fl_batch batch = {.n_rows = TOKENS, .slots = slots, .runs = &run, .n_runs = 1};
     size_t kv_bytes = fl_kv_offset(&kv, 2, 0, 0);
     float *copy = malloc(n_qkv * sizeof *copy), *angles = malloc(TOKENS * d * sizeof *angles);

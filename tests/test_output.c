@@ -7,18 +7,12 @@
 
 #include "check.h"
 #include "host.h"
+#include "random.h"
 
 #include <math.h>
 
 #define MODEL "examples/models/tiny-shakespeare"
 #define SMALL "tests/vectors/models/llama-gqa-fp32" /* 48 tokens, no tokenizer */
-
-static uint64_t random_state = 1;
-
-static uint32_t random_below(uint32_t n) {
-    random_state += 0x9E3779B97F4A7C15u;
-    return (uint32_t)(fl_mix(random_state) % n);
-}
 
 /* ---- An engine: outputs ---------------------------------------------------------------------------- */
 

@@ -8,25 +8,11 @@
 
 #include "check.h"
 #include "host.h"
+#include "random.h"
 
 #include <stdlib.h>
 
 static folollm_error error;
-
-static uint64_t random_state = 1;
-
-static uint32_t random_below(uint32_t n) {
-    random_state += 0x9E3779B97F4A7C15u;
-    return (uint32_t)(fl_mix(random_state) % n);
-}
-
-static float random_float(void) { /* roughly normal */
-    int32_t sum = 0;
-    for (int i = 0; i < 4; i++) {
-        sum += (int32_t)random_below(65536) - 32768;
-    }
-    return (float)sum / 32768;
-}
 
 /* ---- A safetensors file in the making -- */
 

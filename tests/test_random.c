@@ -9,6 +9,7 @@
 
 #include "check.h"
 #include "invariants.h"
+#include "random.h"
 
 #define MODEL "tests/vectors/models/llama-gqa-fp16" /* 80 ids, 96 positions */
 #define CONTEXT 96
@@ -17,12 +18,6 @@
 #define N_SAVED 4
 
 static folollm_error error;
-static uint64_t random_state;
-
-static uint32_t random_below(uint32_t n) {
-    random_state += 0x9E3779B97F4A7C15u;
-    return (uint32_t)(fl_mix(random_state) % n);
-}
 
 static uint64_t now_of_tests;
 

@@ -11,6 +11,7 @@
 #include "check.h"
 #include "host.h"
 #include "invariants.h"
+#include "random.h"
 
 #define MODEL "examples/models/tiny-shakespeare"
 #define SMALL "tests/vectors/models/llama-gqa-fp16" /* 80 ids, 96 positions, no tokenizer */
@@ -20,13 +21,6 @@
 #define JOBS_MAX 64
 
 static folollm_error error;
-static uint64_t random_state = 1;
-
-static uint32_t random_below(uint32_t n) {
-    random_state += 0x9E3779B97F4A7C15u;
-    return (uint32_t)(fl_mix(random_state) % n);
-}
-
 static uint64_t digest_of(const void *p, size_t n) {
     return fl_checksum(p, n);
 }

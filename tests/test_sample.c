@@ -8,6 +8,7 @@
 
 #include "check.h"
 #include "host.h"
+#include "random.h"
 
 #include <math.h>
 
@@ -15,13 +16,6 @@
 #define SMALL "tests/vectors/models/llama-gqa-fp32" /* 48 tokens, no tokenizer */
 #define VOCAB_MAX 1024
 #define HISTORY_MAX 256
-
-static uint64_t random_state = 1;
-
-static uint32_t random_below(uint32_t n) {
-    random_state += 0x9E3779B97F4A7C15u;
-    return (uint32_t)(fl_mix(random_state) % n);
-}
 
 static int near(double a, double b) {
     return fabs(a - b) <= 1e-5 * (fabs(b) > 1 ? fabs(b) : 1);

@@ -12,6 +12,7 @@
 #include "check.h"
 #include "host.h"
 #include "invariants.h"
+#include "random.h"
 
 #include <math.h>
 
@@ -32,13 +33,6 @@
 #define LENGTHS (3 * PAGE + 3) /* 0 to 3 pages and 2 */
 
 static folollm_error error;
-static uint64_t random_state = 1;
-
-static uint32_t random_below(uint32_t n) {
-    random_state += 0x9E3779B97F4A7C15u;
-    return (uint32_t)(fl_mix(random_state) % n);
-}
-
 static void must(folollm_status status, int line) {
     if (!check_that(status == FOLOLLM_OK, __FILE__, line, "a call that must do")) {
         printf("    %d: %s\n", (int)status, error.text);

@@ -8,6 +8,7 @@
 
 #include "check.h"
 #include "tables.h"
+#include "random.h"
 
 #include <stdlib.h>
 
@@ -16,21 +17,6 @@
 #define WIDE 1024 /* most columns of a product here */
 
 static const fl_dtype types[] = {FL_Q8_0, FL_Q8_ROW, FL_Q4_0, FL_Q4_K, FL_Q5_K, FL_Q6_K, FL_Q4_ZERO};
-
-static uint64_t random_state = 1;
-
-static uint32_t random_below(uint32_t n) {
-    random_state += 0x9E3779B97F4A7C15u;
-    return (uint32_t)(fl_mix(random_state) % n);
-}
-
-static float random_float(void) { /* roughly normal */
-    int32_t sum = 0;
-    for (int i = 0; i < 4; i++) {
-        sum += (int32_t)random_below(65536) - 32768;
-    }
-    return (float)sum / 32768;
-}
 
 /* ---- Products -- */
 

@@ -2,9 +2,9 @@
 """run.py [--seconds N] [--runs N] [--seed N] [--merge] NAME...   runs build/fuzz/NAME for each harness in turn.
 
 An input that a harness finds something with stays in build/fuzz/findings, and its report is printed. What is new to a
-harness is kept in build/fuzz/work/NAME for the next time; with a seed it begins with the committed corpus alone, so
+harness is kept in build/fuzz/kept/NAME for the next time; with a seed it begins with the committed corpus alone, so
 that the same seed and number of runs are the same executions. --merge: write the committed corpus anew, of what
-seeds.py makes and build/fuzz/work has, without what adds nothing. The last line is how many harnesses passed and
+seeds.py makes and build/fuzz/kept has, without what adds nothing. The last line is how many harnesses passed and
 failed."""
 import argparse
 import io
@@ -62,7 +62,7 @@ def corpus(name):
 
 def fuzz(name, options):
     os.makedirs(path("findings"), exist_ok=True)
-    work = empty("once", name) if options.seed else path("work", name)
+    work = empty("once", name) if options.seed else path("kept", name)
     os.makedirs(work, exist_ok=True)
     words = command(name, work, corpus(name))
     words += [f"-seed={options.seed}"] if options.seed else []
@@ -82,7 +82,7 @@ def fuzz(name, options):
 def merge(name, seeds):
     """Write the corpus anew: the smallest inputs that together reach what all do."""
     to, sources = empty("merged", name), [corpus(name)]
-    sources += [d for d in (os.path.join(seeds, name), path("work", name)) if os.path.isdir(d)]
+    sources += [d for d in (os.path.join(seeds, name), path("kept", name)) if os.path.isdir(d)]
     done = execute(name, command(name, "-runs=0", *sources))  # merging alone would pass over what ends a harness
     if done.returncode == 0:
         done = execute(name, command(name, "-set_cover_merge=1", "-use_counters=0", to, *sources))
