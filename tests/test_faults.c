@@ -1169,7 +1169,7 @@ static void damage(test_host *h, const char *tensor, size_t at, uint16_t value) 
     fl_memory m;
     fl_tensors t;
     fl_memory_init(&m, &h->hooks);
-    if (!CHECK(fl_tensors_open(&m, &t, "mem", &error) == FOLOLLM_OK)) {
+    if (!CHECK(fl_tensors_open(&m, &t, "mem", NULL, &error) == FOLOLLM_OK)) {
         return;
     }
     const fl_tensor *found = fl_tensors_find(&t, fl_str_of(tensor));

@@ -193,7 +193,7 @@ static folollm_status try_tensors(const char *name, int expected) {
     fl_tensors t;
     fl_memory_init(&m, &host.hooks);
     case_begin();
-    folollm_status status = fl_tensors_open(&m, &t, "mem", &error);
+    folollm_status status = fl_tensors_open(&m, &t, "mem", NULL, &error);
     if (status == FOLOLLM_OK) {
         fl_tensors_close(&t);
     }

@@ -760,7 +760,7 @@ static void test_vectors(void) {
         fl_quantised q;
         snprintf(path, sizeof path, "tests/vectors/quantised/%s", vectors[i]);
         fl_memory_init(&memory, NULL);
-        if (!CHECK_TEXT(fl_tensors_open(&memory, &tensors, path, &error) == FOLOLLM_OK, path)) {
+        if (!CHECK_TEXT(fl_tensors_open(&memory, &tensors, path, NULL, &error) == FOLOLLM_OK, path)) {
             continue;
         }
         CHECK(fl_file_slurp(&memory, path, "config.json", 65536, NULL, &text, &error) == FOLOLLM_OK);

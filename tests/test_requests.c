@@ -1065,7 +1065,7 @@ static void test_numeric(void) {
     host_init(&h, true);
     CHECK(host_put_directory(&h, SMALL));
     fl_memory_init(&m, &h.hooks);
-    CHECK(fl_tensors_open(&m, &t, "mem", &error) == FOLOLLM_OK);
+    CHECK(fl_tensors_open(&m, &t, "mem", NULL, &error) == FOLOLLM_OK);
     const fl_tensor *embedding = fl_tensors_find(&t, fl_str_of("model.embed_tokens.weight"));
     memcpy(host_find(&h, "model.safetensors")->bytes + embedding->offset + 40 * 20 * sizeof nan, &nan, sizeof nan);
     fl_tensors_close(&t);

@@ -1247,7 +1247,7 @@ static void check_other_weights(const char *tensor, bool last, saved s, const ch
     host_init(&h, true);
     CHECK(host_put_directory(&h, directory));
     fl_memory_init(&m, &h.hooks);
-    MUST(fl_tensors_open(&m, &t, "mem", &error));
+    MUST(fl_tensors_open(&m, &t, "mem", NULL, &error));
     const fl_tensor *found = fl_tensors_find(&t, fl_str_of(tensor));
     if (CHECK_TEXT(found != NULL, tensor)) {
         size_t at = (size_t)found->offset + (last ? (size_t)found->n_bytes - (found->n_bytes % 8 + 8) : 0);

@@ -39,8 +39,8 @@ FL_LOCAL fl_dtype fl_computed_type(fl_dtype type);
 FL_LOCAL void fl_dequantise(fl_dtype type, const void *blocks, size_t n, float *y);
 
 /* The opposite, for the first five types, to the least squared error that a search finds; the same bytes from the same
- * numbers everywhere. The scales must be finite, so |x| above 65504 counts as 65504, infinities too, and a NaN as 0. Of FL_Q8_0, what was
- * decoded gives its numbers again if it was quantised here and its scale is at least 2^-17. */
+ * numbers everywhere. The scales must be finite, so |x| above 65504 counts as 65504, infinities too, and a NaN as 0. Of
+ * FL_Q8_0, what was decoded gives its numbers again if it was quantised here and its scale is at least 2^-17. */
 FL_LOCAL void fl_quantise(fl_dtype type, const float *x, size_t n, void *blocks);
 
 /* n numbers of a type that is in files only -> blocks of its computed type. */

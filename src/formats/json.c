@@ -281,6 +281,13 @@ FL_LOCAL fl_str fl_json_string(const fl_json *doc, uint32_t node, char *buffer) 
     return s;
 }
 
+FL_LOCAL fl_str fl_json_found(const fl_json *doc, uint32_t node) {
+    if (node == FL_JSON_NONE) {
+        return (fl_str){"nothing", 7};
+    }
+    return (fl_str){doc->text.at + doc->nodes[node].begin, doc->nodes[node].n};
+}
+
 FL_LOCAL bool fl_json_is(const fl_json *doc, uint32_t node, const char *text) {
     char buffer[256];
     return fl_json_type_of(doc, node) == FL_JSON_STRING && doc->nodes[node].n <= sizeof buffer &&

@@ -53,6 +53,9 @@ FL_LOCAL uint32_t fl_json_get(const fl_json *doc, uint32_t node, const char *key
 /* The text of a string node, unescaped into buffer (room for nodes[node].n bytes) if it must be. */
 FL_LOCAL fl_str fl_json_string(const fl_json *doc, uint32_t node, char *buffer);
 
+/* What stands in a node, as the text has it but without quotes, for messages; "nothing" for FL_JSON_NONE. */
+FL_LOCAL fl_str fl_json_found(const fl_json *doc, uint32_t node);
+
 /* Is node a string that spells text? */
 FL_LOCAL bool fl_json_is(const fl_json *doc, uint32_t node, const char *text);
 

@@ -329,32 +329,23 @@ FL_LOCAL folollm_status fl_tensors_index(fl_tensors *t, folollm_error *error) {
     return FOLOLLM_OK;
 }
 
-FL_LOCAL folollm_status fl_tensors_open(fl_memory *m, fl_tensors *t, const char *directory, folollm_error *error) {
-    memset(t, 0, sizeof *t);
-    t->memory = m;
+/* model.safetensors, or else the shards of the index. */
+static folollm_status fl_add_checkpoint(fl_tensors *t, const char *directory, folollm_error *error) {
     bool found = true;
-    folollm_status status = fl_add_file(t, directory, "model.safetensors", &found, error);
-    if (status == FOLOLLM_OK && !found) {
-        status = fl_add_indexed(t, directory, error);
-        if (status == FOLOLLM_E_IO && t->n_files == 0) {
-            status = fl_fail(error, FOLOLLM_E_IO, "%s holds neither model.safetensors nor %s", directory,
-                             fl_index_name);
-        }
-    }
-    if (status == FOLOLLM_OK) {
-        status = fl_tensors_index(t, error);
-    }
-    if (status != FOLOLLM_OK) {
-        fl_tensors_close(t);
+    FL_TRY(fl_add_file(t, directory, "model.safetensors", &found, error));
+    folollm_status status = found ? FOLOLLM_OK : fl_add_indexed(t, directory, error);
+    if (status == FOLOLLM_E_IO && t->n_files == 0) {
+        return fl_fail(error, FOLOLLM_E_IO, "%s holds neither model.safetensors nor %s", directory, fl_index_name);
     }
     return status;
 }
 
-FL_LOCAL folollm_status fl_tensors_open_file(fl_memory *m, fl_tensors *t, const char *directory, const char *name,
-                                             folollm_error *error) {
+FL_LOCAL folollm_status fl_tensors_open(fl_memory *m, fl_tensors *t, const char *directory, const char *name,
+                                        folollm_error *error) {
     memset(t, 0, sizeof *t);
     t->memory = m;
-    folollm_status status = fl_add_file(t, directory, name, NULL, error);
+    folollm_status status = name != NULL ? fl_add_file(t, directory, name, NULL, error)
+                                         : fl_add_checkpoint(t, directory, error);
     if (status == FOLOLLM_OK) {
         status = fl_tensors_index(t, error);
     }

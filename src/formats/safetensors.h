@@ -36,11 +36,10 @@ typedef struct fl_tensors {
     fl_name_map by_name;
 } fl_tensors;
 
-/* Open every file of a checkpoint directory and read the headers. On failure nothing stays open. */
-FL_LOCAL folollm_status fl_tensors_open(fl_memory *m, fl_tensors *t, const char *directory, folollm_error *error);
-/* The same for one file of a directory, which must be there. */
-FL_LOCAL folollm_status fl_tensors_open_file(fl_memory *m, fl_tensors *t, const char *directory, const char *name,
-                                             folollm_error *error);
+/* Open one file of a directory; name NULL: every file of a checkpoint. Headers are read; on failure nothing stays
+ * open. */
+FL_LOCAL folollm_status fl_tensors_open(fl_memory *m, fl_tensors *t, const char *directory, const char *name,
+                                        folollm_error *error);
 FL_LOCAL void fl_tensors_close(fl_tensors *t);
 
 /* Make tensors that were put in findable. Two of one name are FOLOLLM_E_FORMAT. */

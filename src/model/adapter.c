@@ -286,7 +286,7 @@ static folollm_status fl_adapter_read_tensors(fl_adapter_reader *r) {
 
 static folollm_status fl_adapter_read(fl_adapter_reader *r, const char *directory, float scale) {
     FL_TRY(fl_adapter_read_config(r, scale));
-    FL_TRY(fl_tensors_open_file(r->memory, &r->tensors, directory, "adapter_model.safetensors", r->error));
+    FL_TRY(fl_tensors_open(r->memory, &r->tensors, directory, "adapter_model.safetensors", r->error));
     folollm_status status = fl_adapter_read_tensors(r);
     fl_tensors_close(&r->tensors);
     return status;

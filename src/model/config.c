@@ -73,11 +73,7 @@ static folollm_status fl_config_architecture(fl_config_reader *r) {
         }
     }
     if (r->arch == NULL) {
-        fl_str found = {"nothing", 7};
-        if (node != FL_JSON_NONE) {
-            found.at = r->doc->text.at + r->doc->nodes[node].begin;
-            found.n = r->doc->nodes[node].n;
-        }
+        fl_str found = fl_json_found(r->doc, node);
         return fl_fail(r->error, FOLOLLM_E_UNSUPPORTED,
                        "%s: \"model_type\" is %S; known are qwen3, qwen2, llama and mistral", r->doc->name, &found);
     }

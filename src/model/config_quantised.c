@@ -15,12 +15,7 @@ static folollm_status fl_quant_bad(const fl_quant_reader *r, folollm_status stat
 /* The value of a key is none of those that are read: say both. */
 static folollm_status fl_quant_unknown(const fl_quant_reader *r, uint32_t object, const char *key,
                                        const char *known) {
-    uint32_t node = fl_json_get(r->doc, object, key);
-    fl_str found = {"nothing", 7};
-    if (node != FL_JSON_NONE) {
-        found.at = r->doc->text.at + r->doc->nodes[node].begin;
-        found.n = r->doc->nodes[node].n;
-    }
+    fl_str found = fl_json_found(r->doc, fl_json_get(r->doc, object, key));
     return fl_fail(r->error, FOLOLLM_E_UNSUPPORTED, "%s: quantisation: \"%s\" is %S; read are %s", r->doc->name, key,
                    &found, known);
 }

@@ -130,26 +130,27 @@ static folollm_status fl_bind_find(const fl_binder *b, fl_role role, size_t n_ro
         return FOLOLLM_OK;
     }
     const fl_tensor *t = fl_bind_named(b, role, "", name, sizeof name);
-    fl_dtype *type = &found->type;
-    bool *packed = &found->packed;
-    *packed = t == NULL && n_cols != 0 && (t = fl_bind_packed(b, role, other, sizeof other, type)) != NULL;
+    if (t == NULL && n_cols != 0) {
+        t = fl_bind_packed(b, role, other, sizeof other, &found->type);
+        found->packed = t != NULL;
+    }
     if (t == NULL) {
         return fl_fail(b->error, FOLOLLM_E_FORMAT, "%s: tensor \"%s\" is not in the checkpoint, but %s implies it",
                        all->files[0].path, name, implied);
     }
-    *type = *packed ? *type : t->type;
+    found->type = found->packed ? found->type : t->type;
     uint64_t rows = t->n_dims > 0 ? t->shape[0] : 0, cols = t->n_dims > 1 ? t->shape[1] : 0;
-    if (*packed) {
-        n_rows = fl_packs(*type, n_cols) ? fl_div_up(n_rows, FL_PANEL) : 0;
-        n_cols = fl_panel_bytes(*type, n_cols);
+    if (found->packed) {
+        n_rows = fl_packs(found->type, n_cols) ? fl_div_up(n_rows, FL_PANEL) : 0;
+        n_cols = fl_panel_bytes(found->type, n_cols);
     }
     if (t->n_dims != (n_cols != 0 ? 2u : 1u) || rows != n_rows || cols != n_cols ||
-        (*packed && strcmp(t->type_name, "U8") != 0)) {
+        (found->packed && strcmp(t->type_name, "U8") != 0)) {
         return fl_fail(b->error, FOLOLLM_E_FORMAT, "%s: tensor %S is %u x %u (%u dimensions, %s); %s implies %u x %u",
                        all->files[t->file].path, &t->name, rows, cols, (uint64_t)t->n_dims, t->type_name, implied,
                        (uint64_t)n_rows, (uint64_t)n_cols);
     }
-    if (*type == FL_DTYPE_OTHER || (n_cols == 0 && !fl_is_plain(*type))) {
+    if (found->type == FL_DTYPE_OTHER || (n_cols == 0 && !fl_is_plain(found->type))) {
         return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED, "%s: tensor %S has type %s; %s are read",
                        all->files[t->file].path, &t->name, t->type_name,
                        !b->w->is_gguf || n_cols == 0
@@ -278,11 +279,6 @@ static folollm_status fl_bind_write(fl_binder *b, fl_role role, fl_found *found,
     char name[128];
     bool copy = found->packed || (type == found->type && !found->is_quantised && found->merged.n == 0);
     size_t n = fl_format(name, sizeof name, fl_role_names[role][0], (uint64_t)b->layer);
-    if (found->is_quantised && found->quantised.ordered && b->w->asked == FOLOLLM_WEIGHTS_AS_STORED) {
-        return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED, "%s: tensor %S has columns in an order of their own "
-                       "(act-order), which cannot be written; ask for a type of weights",
-                       b->w->tensors.files[found->t->file].path, &found->t->name);
-    }
     if (!b->announce) {
         return copy ? fl_bind_copy(b, found->t) : fl_bind_convert_out(b, role, found, n_rows, n_cols, type);
     }
@@ -414,10 +410,15 @@ static folollm_status fl_bind_may_become(const fl_binder *b, const fl_found *fou
                        &found->t->name, b->gguf != NULL ? "blocks of GGUF" : fl_dtype_name(type));
     }
     bool ordered = found->is_quantised && found->quantised.ordered && b->w->asked == FOLOLLM_WEIGHTS_AS_STORED;
-    if (b->gguf != NULL && (type == FL_Q4_ZERO || type == FL_Q8_ROW || ordered)) {
+    if (fl_bind_writes(b) && ordered) {
         return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED,
-                       "%s: tensor %S has zero points, one scale a row or an order of columns, which no block of GGUF "
-                       "has; ask for a type of weights", path, &found->t->name);
+                       "%s: tensor %S has columns in an order of their own (act-order), which cannot be written; ask for "
+                       "a type of weights", path, &found->t->name);
+    }
+    if (b->gguf != NULL && (type == FL_Q4_ZERO || type == FL_Q8_ROW)) {
+        return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED,
+                       "%s: tensor %S has zero points, or one scale a row, which no block of GGUF has; ask for a type of "
+                       "weights", path, &found->t->name);
     }
     if (found->merged.n > 0 && (found->packed || (found->is_quantised && type == found->type))) {
         return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED,
@@ -629,7 +630,7 @@ FL_LOCAL folollm_status fl_weights_open(fl_memory *m, fl_weights *w, const char 
         FL_TRY(fl_gguf_tensors(gguf, &w->tensors, error));
     } else {
         FL_TRY(fl_config_read(m, &w->config, directory, error));
-        FL_TRY(fl_tensors_open(m, &w->tensors, directory, error));
+        FL_TRY(fl_tensors_open(m, &w->tensors, directory, NULL, error));
     }
     for (size_t i = 0; i < w->tensors.n_files && maps; i++) {
         fl_file_map(&w->tensors.files[i]);

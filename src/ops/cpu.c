@@ -202,14 +202,20 @@ static float *fl_narrow_row(const fl_cpu_backend *cpu, size_t part, size_t row) 
     return cpu->narrow + (part * cpu->narrow_rows + row) * cpu->narrow_stride;
 }
 
+/* What a run's adapter adds to a part of a matrix; NULL: nothing. */
+static const fl_low_rank *fl_low_rank_of(const fl_run *run, const fl_matrix *w, size_t part) {
+    const fl_low_rank *l = run->low_ranks != NULL ? &run->low_ranks[w->low_rank + part] : NULL;
+    return l != NULL && l->rank != 0 ? l : NULL;
+}
+
 /* The a of one run's adapter with its rows, for one part. */
 static void fl_narrow_task(void *context, size_t task, size_t slot) {
     const fl_product *p = context;
     size_t part = task % p->w->n_parts, stride = fl_padded(p->w->n_cols);
     const fl_run *run = &p->batch->runs[task / p->w->n_parts];
-    const fl_low_rank *l = run->low_ranks != NULL ? &run->low_ranks[p->w->low_rank + part] : NULL;
+    const fl_low_rank *l = fl_low_rank_of(run, p->w, part);
     (void)slot;
-    if (l != NULL && l->rank != 0) {
+    if (l != NULL) {
         float *y = fl_narrow_row(p->cpu, part, run->first_row);
         memset(y, 0, run->n_rows * p->cpu->narrow_stride * sizeof *y); /* what stands behind the rank is read as well */
         p->cpu->kernels->matmul(p->x + run->first_row * stride, stride, run->n_rows, l->a, stride, l->rank,
@@ -231,8 +237,8 @@ static void fl_product_widen(const fl_product *p, size_t part, size_t first, siz
     size_t most = FL_PANEL_OUTS * fl_padded(p->w->n_cols) / p->outs;
     for (size_t i = 0; i < p->batch->n_runs; i++) {
         const fl_run *run = &p->batch->runs[i];
-        const fl_low_rank *l = run->low_ranks != NULL ? &run->low_ranks[p->w->low_rank + part] : NULL;
-        if (l == NULL || l->rank == 0) {
+        const fl_low_rank *l = fl_low_rank_of(run, p->w, part);
+        if (l == NULL) {
             continue;
         }
         size_t stride = fl_padded(l->rank), end = run->first_row + run->n_rows;

@@ -18,12 +18,7 @@ typedef struct fl_parts {
 typedef folollm_status (*fl_parts_reader)(fl_parts *p, uint32_t node);
 
 static folollm_status fl_parts_unsupported(const fl_parts *p, const char *part, uint32_t node) {
-    fl_str found = {"nothing", 7};
-    if (node != FL_JSON_NONE) {
-        const fl_json_node *n = &p->doc->nodes[node];
-        found.at = p->doc->text.at + n->begin;
-        found.n = n->n;
-    }
+    fl_str found = fl_json_found(p->doc, node);
     return fl_fail(p->error, FOLOLLM_E_UNSUPPORTED, "%s: %s %S is not supported", p->doc->name, part, &found);
 }
 

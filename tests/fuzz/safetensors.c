@@ -40,7 +40,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         fuzz_file("mem/b", b);
     }
     fl_memory_init(&m, &fuzz.hooks);
-    folollm_status status = fuzz_status(fl_tensors_open(&m, &t, "mem", &fuzz_error));
+    folollm_status status = fuzz_status(fl_tensors_open(&m, &t, "mem", NULL, &fuzz_error));
     FUZZ_CHECK(status == FOLOLLM_OK || status == FOLOLLM_E_FORMAT || (index && status == FOLOLLM_E_IO));
     if (status == FOLOLLM_OK) {
         check_tensors(&t);
