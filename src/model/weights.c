@@ -410,15 +410,15 @@ static folollm_status fl_bind_may_become(const fl_binder *b, const fl_found *fou
                        &found->t->name, b->gguf != NULL ? "blocks of GGUF" : fl_dtype_name(type));
     }
     bool ordered = found->is_quantised && found->quantised.ordered && b->w->asked == FOLOLLM_WEIGHTS_AS_STORED;
-    if (fl_bind_writes(b) && ordered) {
+    if (b->gguf != NULL && (type == FL_Q4_ZERO || type == FL_Q8_ROW || ordered)) {
+        return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED,
+                       "%s: tensor %S has zero points, one scale a row or an order of columns, which no block of GGUF "
+                       "has; ask for a type of weights", path, &found->t->name);
+    }
+    if (b->out != NULL && ordered) {
         return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED,
                        "%s: tensor %S has columns in an order of their own (act-order), which cannot be written; ask for "
                        "a type of weights", path, &found->t->name);
-    }
-    if (b->gguf != NULL && (type == FL_Q4_ZERO || type == FL_Q8_ROW)) {
-        return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED,
-                       "%s: tensor %S has zero points, or one scale a row, which no block of GGUF has; ask for a type of "
-                       "weights", path, &found->t->name);
     }
     if (found->merged.n > 0 && (found->packed || (found->is_quantised && type == found->type))) {
         return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED,
