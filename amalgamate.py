@@ -26,16 +26,17 @@ FLOORS = [
              "tokenizer_load.c tokenizer.c detokenize.c chat.h chat_template.c chat.c tokenizer_gguf.h "
              "tokenizer_gguf.c tokenizer_gguf_write.h tokenizer_gguf_write.c"),
     ("ops", "ops.h packed.h packed.c kernels.h vec_scalar.h vec_avx2.h vec_avx512.h vec_neon.h packed.inc dots.inc "
-            "kernels.inc kernels.c cpu.h cpu.c"),
+            "kernels.inc kernels.c cpu.h cpu.c device.h cuda.h cuda.c"),
     ("model", "config_quantised.h config_quantised.c config.h config.c config_gguf.h config_gguf.c adapter.h adapter.c "
               "rope.h rope.c config_gguf_write.h config_gguf_write.c quantised.h quantised.c convert.h convert.c "
-              "weights.h weights.c generation.h generation.c runner.h runner.c"),
+              "weights.h weights.c upload.h upload.c generation.h generation.c runner.h runner.c"),
     ("engine", "pages.h pages.c sampler.h sampler.c stream.h stream.c worker.h worker.c adapters.h adapters.c "
                "sequences.h sequences.c "
                "executor.h executor.c scheduler.h scheduler.c driver.h driver.c snapshot.h snapshot.c"),
     ("api", "engine.h load.c quantize.c api.c"),
 ]
-KERNELS = ["ops/cuda.cu"]
+KERNELS = ["ops/device.h", "ops/cuda_base.cuh", "ops/cuda_weights.cuh", "ops/cuda_products.cuh", "ops/cuda_rows.cuh",
+           "ops/cuda_attention.cuh", "ops/cuda.cu"]
 # A host's -ffast-math must not move bits, and its -O1 must not leave out the vzeroupper without which the code that is
 # not vectorised, ours and the host's, runs many times slower: these lines stand around folollm.c.
 STRICT = """#if defined(__clang__) && (defined(__x86_64__) || defined(__i386__))
@@ -115,8 +116,9 @@ def licence():
 def generate():
     files = ordered_files()
     check_includes(files)
+    check_includes(KERNELS)
     header = read("folollm.h")
-    inputs = "".join(f"{p}\n{read('src/' + p)}" for p in files + KERNELS) + header
+    inputs = "".join(f"{p}\n{read('src/' + p)}" for p in dict.fromkeys(files + KERNELS)) + header
     digest, number = hashlib.sha256(inputs.encode()).hexdigest(), version(header)
     define = f'#define FOLOLLM_SOURCE_HASH "{digest}"\n'
     parts = [stamp("folollm.c", number, digest), "\n", define, '#ifndef _GNU_SOURCE\n#define _GNU_SOURCE\n#endif\n',

@@ -6,6 +6,7 @@
  *
  * Copy folollm.h and folollm.c into a program and build: cc app.c folollm.c -lutf8proc -lm -lpthread
  * folollm.c may also be included into another C file, before any system header if that is compiled with -std=c99.
+ * For NVIDIA GPUs: nvcc -c folollm_kernels.cu, compile folollm.c with -DFOLOLLM_CUDA, link both and -lcudart.
  * What is not in this file is not API. The comments here are the reference manual.
  *
  * The contract:
@@ -15,7 +16,8 @@
  *   - A folollm handle serves one thread at a time; only folollm_cancel may be called from any other. Handles made by
  *     folollm_share read the same weights and may run in other threads at the same time.
  *   - The logits of a sequence are the same bits whatever runs beside it in a batch, however its prompt was cut into
- *     calls and chunks or found in the prefix cache, preempted, saved and restored or not, for any number of threads.
+ *     calls and chunks or found in the prefix cache, preempted, saved and restored or not, for any number of threads,
+ *     on the CPU and on CUDA devices.
  *   - A step is a transaction: when prefill or decode_step fails, every sequence is as it was before.
  *   - A step is bounded: folollm_step stops at its budget of tokens or microseconds and goes on in the next call.
  *   - A step allocates nothing: all memory is taken at load, as much as folollm_plan said.
@@ -101,7 +103,9 @@ typedef enum folollm_status {
     FOLOLLM_E_BUFFER = -10,     /* the caller's buffer is too small; the needed length was written */
     FOLOLLM_E_ENCODING = -11,   /* text that is not UTF-8 */
     FOLOLLM_E_STATE = -12,      /* not now: no logits yet, no weights loaded, a sequence that folollm_step drives */
-    FOLOLLM_E_CANCELLED = -13   /* folollm_cancel, or the host's progress hook, said stop */
+    FOLOLLM_E_CANCELLED = -13,  /* folollm_cancel, or the host's progress hook, said stop */
+    FOLOLLM_E_DEVICE = -14      /* the device is not there, or failed: the step was undone. If it is lost, as error.text
+                                   then says, every later step fails so, and engines on the CPU go on */
 } folollm_status;
 
 /* What went wrong, for a person: what was being read, where, what was expected, what was found. Caller-owned;
@@ -222,6 +226,9 @@ typedef struct folollm_options {
     size_t n_merges;
     int float_activations;     /* 1: packed weights are multiplied as floats: slow, to see what integers cost */
     int gguf;                  /* 1: folollm_quantize writes a GGUF file */
+    uint32_t device;           /* 0: the CPU. n: CUDA device n - 1, in a build with FOLOLLM_CUDA; weights are copied
+                                  there, and the logits are the same bits. Not with float_activations.
+                                  For folollm_share 0 or what the first engine has */
 } folollm_options;
 
 /* Bytes by class. `allocated` is what the handle takes from the host's allocator and keeps until it is freed;
@@ -236,6 +243,8 @@ typedef struct folollm_memory {
     uint64_t sequences; /* page tables, logits rows, samplers, text buffers */
     uint64_t allocated; /* weights + tokenizer + kv_cache + scratch + sequences */
     uint64_t temporary;
+    uint64_t device;    /* on the device: weights, KV cache and activations. Loading takes up to 32 MiB more for a while;
+                           the driver's own share and recorded steps are not in it */
 } folollm_memory;
 
 typedef struct folollm_info {
@@ -247,7 +256,7 @@ typedef struct folollm_info {
                               "q6_k, q3_k as q6_k", "f16 as q4 and q6_k". GGUF's Q8_0 is q8, its Q4_0 q4 */
     char quantised[96];    /* how a quantised directory holds the others and what they are computed as:
                               "gptq, 4 bits, groups of 128: q4", ", rounded" behind it if not as they are; or "" */
-    char kernels[8];       /* "scalar", "avx2", "avx512", "neon" */
+    char kernels[8];       /* "scalar", "avx2", "avx512", "neon", "cuda" */
     char chat_format[16];  /* "chatml", "llama3", "mistral", or "" when the template is none of these */
     uint64_t n_params;     /* numbers in the checkpoint's bound tensors; a tied head counts once */
     uint32_t n_layers, dim, n_heads, n_kv_heads, head_dim, ffn_dim;
@@ -260,6 +269,7 @@ typedef struct folollm_info {
     uint64_t kv_token_bytes; /* of KV cache, all layers */
     folollm_token bos, eos; /* -1: none */
     folollm_memory memory;
+    char device[64];       /* its name; "": the CPU */
 } folollm_info;
 
 /* ---- Library and model --------------------------------------------------------------------------- */
@@ -620,7 +630,8 @@ typedef struct folollm_event {
  * are events; zero events with FOLOLLM_OK then mean that the time is used up, or that nothing is there to do
  * (folollm_get_stats: requests_waiting and requests_running). In other cases they may also mean that only a piece of a
  * prompt was computed.
- * FOLOLLM_E_POOL: nothing can move, because sequences of the host's own loop hold the pages. */
+ * FOLOLLM_E_POOL: nothing can move, because sequences of the host's own loop hold the pages. FOLOLLM_E_DEVICE: the
+ * requests of the step are computed again from what is known of them, as after a preemption, and give the same. */
 FOLOLLM_API folollm_status folollm_step(folollm *engine, const folollm_budget *budget, folollm_event *events,
                                         size_t *n_events, folollm_error *error);
 
@@ -635,7 +646,7 @@ typedef struct folollm_stats {
     uint64_t prompt_tokens;    /* rows of prompts, or computed again after a preemption */
     uint64_t generated_tokens; /* rows of tokens that were generated */
     uint64_t forwards;         /* forward passes */
-    uint64_t undone;           /* calls of prefill and decode_step that failed and were undone */
+    uint64_t undone;           /* calls of prefill and decode_step, and steps, that failed and were undone */
     uint64_t pages_copied;     /* on write, after a fork */
     uint32_t pages_used, pages_free, pages_shared; /* now; shared: with more than one owner */
     uint32_t seqs_open;        /* of the host's own loop */

@@ -242,7 +242,7 @@ static const option options[] = {
     {"--adapter-scale", "X", ADAPTED, KIND_REAL, AT(adapter_scale), -1000, 1000, "times what it was trained with (1)"},
     {"--merge", "DIR", ALL, KIND_MERGE, AT(merges), 0, 0, "a LoRA adapter made part of the weights; up to 16 times"},
     {"-t", "N", ALL, KIND_COUNT, AT(engine.n_threads), 1, 4096, "threads (all cores)"},
-    {"--device", "NAME", ALL, KIND_DEVICE, 0, 0, 0, "cpu (cpu)"},
+    {"--device", "NAME", ALL, KIND_DEVICE, AT(engine.device), 0, 0, "cpu, cuda or cuda:N (cpu)"},
     {"--weights", "TYPE", ALL, KIND_WEIGHTS, AT(engine.weights), 0, 0,
      "convert while loading: f32, f16, bf16, q8, q8_row, q4, q4_k, q5_k or q6_k (as stored)"},
     {"--float", NULL, ALL, KIND_FLAG, AT(engine.float_activations), 0, 0, "with q types: activations stay floats; slow"},
@@ -431,13 +431,20 @@ static const char *const weights_names[] = {"stored", "f32",  "f16",  "bf16", "q
                                             "q8_row", "q4",   "q4_k", "q5_k", "q6_k"}; /* by folollm_weights */
 static const char *const isa_names[] = {"best", "scalar", "avx2", "avx512", "neon"};   /* by folollm_isa */
 
-/* What is asked for rightly but is not there is an error like any other, and no bad usage. */
-static void parse_device(unsigned bit, const option *o, const char *text)
+/* As folollm_options numbers them. */
+static uint32_t parse_device(unsigned bit, const option *o, const char *text)
 {
     static const char *const devices[] = {"cpu", "cuda"};
-    if (parse_word(bit, o, text, devices, 2) != 0) {
-        die("--device cuda: this build computes on the cpu only");
+    static const option number = {.name = "--device cuda:N", .high = 63};
+    const char *end = "";
+    if (strncmp(text, "cuda:", 5) == 0) {
+        uint32_t n = parse_count(bit, &number, text + 5, &end);
+        if (*end != '\0') {
+            misuse(bit, "--device %s: %s", text, o->help);
+        }
+        return n + 1;
     }
+    return (uint32_t)parse_word(bit, o, text, devices, 2);
 }
 
 static void set_option(settings *s, const option *o, const char *text)
@@ -455,7 +462,7 @@ static void set_option(settings *s, const option *o, const char *text)
     case KIND_MERGE: add_merge(s->command, text, (merge_list *)(void *)field); break;
     case KIND_KV: s->engine.kv = (folollm_kv_type)parse_word(s->command, o, text, kv_names, 5); break;
     case KIND_ISA: s->engine.isa = (folollm_isa)parse_word(s->command, o, text, isa_names, 5); break;
-    case KIND_DEVICE: parse_device(s->command, o, text); break;
+    case KIND_DEVICE: *(uint32_t *)(void *)field = parse_device(s->command, o, text); break;
     case KIND_WEIGHTS:
         s->engine.weights =
             (folollm_weights)parse_word(s->command, o, text, weights_names, LENGTH(weights_names));
@@ -1638,10 +1645,10 @@ static int compare_doubles(const void *a, const void *b)
 static void print_json(const bench *b, const bench_row *row, double rate)
 {
     printf("{\"test\": \"%s\", \"prompt\": %u, \"generate\": %u, \"batch\": %u, \"depth\": %u, \"threads\": %u, "
-           "\"weights\": \"%s\", \"kv\": \"%s\", \"device\": \"cpu\", \"tokens_per_s\": %.3f}",
+           "\"weights\": \"%s\", \"kv\": \"%s\", \"device\": \"%s\", \"tokens_per_s\": %.3f}",
            row->decode ? "decode" : "prefill", (unsigned)row->prompt, (unsigned)row->generate,
            (unsigned)row->batch, (unsigned)row->depth, (unsigned)b->info.n_threads, b->info.weights,
-           kv_names[b->s->engine.kv], rate);
+           kv_names[b->s->engine.kv], b->s->engine.device != 0 ? "cuda" : "cpu", rate);
     write_text("\n", 1);
 }
 
@@ -1868,6 +1875,9 @@ static void print_memory(const folollm_memory *m)
     print_bytes("sequences", m->sequences);
     print_bytes("allocated", m->allocated);
     print_bytes("temporary", m->temporary);
+    if (m->device != 0) {
+        print_bytes("on the device", m->device);
+    }
 }
 
 static void print_count(const char *name, uint64_t n)
@@ -1914,9 +1924,12 @@ static void run_info(settings *s)
     print_count("chunk", info.chunk);
     print_count("threads", info.n_threads);
     printf("%-16s%s\n", "kernels", info.kernels);
+    if (info.device[0] != 0) {
+        printf("%-16s%s\n", "device", info.device);
+    }
     printf("%-16s%u x %u tokens, %s\n", "KV pages", (unsigned)info.n_pages, (unsigned)info.page_tokens,
            kv_names[s->engine.kv]);
-    print_count("KV per token", memory.kv_cache / ((uint64_t)info.n_pages * info.page_tokens));
+    print_count("KV per token", info.kv_token_bytes);
     write_text("", 0);
     folollm_free(engine);
 }

@@ -13,7 +13,7 @@ static folollm_error error;
 static void check_library(void) {
     CHECK(strcmp(folollm_version(), FOLOLLM_VERSION) == 0);
     CHECK(strspn(folollm_source_hash(), "0123456789abcdef") == 64 && folollm_source_hash()[64] == 0);
-    for (int status = FOLOLLM_E_CANCELLED - 1; status <= FOLOLLM_OK + 1; status++) {
+    for (int status = FOLOLLM_E_DEVICE - 1; status <= FOLOLLM_OK + 1; status++) {
         const char *text = folollm_status_text((folollm_status)status);
         CHECK(text != NULL && text[0] != 0);
     }

@@ -29,6 +29,7 @@ FOLOLLM_API const char *folollm_status_text(folollm_status status) {
         "the text is not valid UTF-8",
         "not possible in this state",
         "cancelled by the host",
+        "the device is not there, or failed",
     };
     int index = -(int)status;
     return index >= 0 && index < (int)FL_COUNT(texts) ? texts[index] : "an unknown status";
@@ -79,7 +80,9 @@ static void fl_info_model(const folollm *f, folollm_info *info) {
     fl_copy_name(info->weights, sizeof info->weights, fl_weights_name(w));
     fl_info_quantised(w, info->quantised, sizeof info->quantised);
     fl_stored_names(w, info->stored, sizeof info->stored);
-    fl_copy_name(info->kernels, sizeof info->kernels, f->settings.kernels->name);
+    bool on_device = f->settings.device != 0;
+    fl_copy_name(info->kernels, sizeof info->kernels, on_device ? "cuda" : f->settings.kernels->name);
+    fl_copy_name(info->device, sizeof info->device, on_device ? f->worker.cuda.info.name : "");
     info->n_params = w->n_params;
     info->n_layers = c->n_layers;
     info->dim = c->dim;
@@ -259,8 +262,18 @@ FOLOLLM_API folollm_status folollm_adapter_load(folollm *f, const char *path, fl
         return fl_fail(error, FOLOLLM_E_ARGUMENT,
                        "adapter_load: a path, a finite scale, and a place for the adapter are needed");
     }
-    return fl_adapters_load(&f->memory, &f->adapters, &f->checkpoint->weights.config, path, scale, f->settings.rank,
-                            out, error);
+    folollm_adapter handle = 0;
+    fl_adapter *a = NULL;
+    FL_TRY(fl_adapters_load(&f->memory, &f->adapters, &f->checkpoint->weights.config, path, scale, f->settings.rank,
+                            &handle, error));
+    FL_TRY(fl_adapters_find(&f->adapters, handle, &a, error));
+    folollm_status status = fl_worker_bind(&f->worker, a, error);
+    if (status != FOLOLLM_OK) {
+        fl_adapter_close(&f->memory, a);
+        return status;
+    }
+    *out = handle;
+    return FOLOLLM_OK;
 }
 
 FOLOLLM_API folollm_status folollm_adapter_free(folollm *f, folollm_adapter adapter, folollm_error *error) {
@@ -272,6 +285,7 @@ FOLOLLM_API folollm_status folollm_adapter_free(folollm *f, folollm_adapter adap
                        (uint64_t)adapter);
     }
     if (a != NULL) {
+        fl_worker_unbind(&f->worker, a);
         fl_adapter_close(&f->memory, a);
     }
     return FOLOLLM_OK;
@@ -404,9 +418,10 @@ FOLOLLM_API folollm_status folollm_seq_tokens(folollm *f, folollm_seq seq, folol
     return FOLOLLM_OK;
 }
 
-static folollm_status fl_save(const folollm *f, const fl_sequence *s, fl_snapshot_write_hook *write, void *user,
+static folollm_status fl_save(folollm *f, const fl_sequence *s, fl_snapshot_write_hook *write, void *user,
                               folollm_error *error) {
     if (!fl_snapshot_write(s, &f->worker, &f->pages, &f->checkpoint->generation, write, user)) {
+        FL_TRY(fl_worker_status(&f->worker, error));
         return fl_fail(error, FOLOLLM_E_IO, "the host's write failed: the snapshot is not whole");
     }
     return FOLOLLM_OK;

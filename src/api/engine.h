@@ -13,6 +13,7 @@ typedef struct fl_checkpoint {
     size_t engines; /* atomic: references */
     bool tokenizer_only, has_config;
     fl_weights weights;
+    fl_upload upload; /* the same on a device, if an engine was loaded for one */
     fl_tokenizer *tokenizer; /* NULL: the directory has none */
     fl_chat_template chat;
     fl_generation generation;

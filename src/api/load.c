@@ -12,6 +12,7 @@
 #define FL_RANK_MAX 1024u
 #define FL_CHUNK_DEFAULT 128u
 #define FL_CHUNK_MAX 8192u
+#define FL_DEVICE_MAX 64u
 #define FL_THREADS_MAX 256u
 
 /* ---- Options -- */
@@ -31,6 +32,16 @@ static folollm_status fl_check_options(const folollm_options *o, folollm_error *
     if (o->max_seqs > FL_OWN_SEQS_MAX || o->chunk > FL_CHUNK_MAX || o->n_threads > FL_THREADS_MAX) {
         return fl_fail(error, FOLOLLM_E_ARGUMENT, "options: at most %u max_seqs, %u chunk, %u n_threads",
                        (uint64_t)FL_OWN_SEQS_MAX, (uint64_t)FL_CHUNK_MAX, (uint64_t)FL_THREADS_MAX);
+    }
+    if (o->device > FL_DEVICE_MAX) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "options.device is %u: at most %u", (uint64_t)o->device,
+                       (uint64_t)FL_DEVICE_MAX);
+    }
+    if (o->device != 0 && fl_cuda_host_bytes() == 0) {
+        return fl_no_cuda(error);
+    }
+    if (o->device != 0 && o->float_activations != 0) {
+        return fl_fail(error, FOLOLLM_E_UNSUPPORTED, "options.float_activations is of the CPU alone");
     }
     if (o->max_requests > FL_REQUESTS_MAX || o->max_running > FL_REQUESTS_MAX) {
         return fl_fail(error, FOLOLLM_E_ARGUMENT, "options: at most %u max_requests, and as many max_running",
@@ -86,6 +97,7 @@ static folollm_status fl_settle_options(folollm *f, const folollm_options *o, fo
     s->n_rows = o->chunk != 0 ? o->chunk : FL_CHUNK_DEFAULT;
     s->n_rows = s->n_rows < context ? s->n_rows : context;
     s->n_threads = fl_threads_of(o);
+    s->device = o->device;
     s->rank = o->max_rank != 0 ? o->max_rank : FL_RANK_DEFAULT;
     s->kv = o->kv;
     s->float_activations = o->float_activations != 0;
@@ -108,6 +120,7 @@ static void fl_checkpoint_release(fl_checkpoint *c) {
     }
     fl_tokenizer_close(&c->memory, c->tokenizer);
     if (c->has_config) {
+        fl_upload_close(&c->memory, &c->upload);
         fl_weights_close(&c->memory, &c->weights);
     }
     fl_free(&c->memory, c, sizeof *c);
@@ -264,8 +277,15 @@ static void fl_engine_plan(folollm *f, bool owner) {
             p->temporary = loading > p->temporary ? loading : p->temporary;
         }
     }
-    p->scratch = fl_arena_bytes(&f->worker.scratch) + fl_pool_bytes(f->settings.n_threads);
-    p->kv_cache = fl_arena_bytes(&f->worker.cache);
+    p->scratch = fl_arena_bytes(&f->worker.scratch);
+    if (f->settings.device != 0) {
+        p->scratch += fl_cuda_host_bytes();
+        p->weights += owner ? fl_upload_host_bytes(&c->weights) : 0;
+        p->device = f->worker.device_scratch.at + f->worker.cache.at + (owner ? c->upload.arena.at : 0);
+    } else {
+        p->scratch += fl_pool_bytes(f->settings.n_threads);
+        p->kv_cache = fl_arena_bytes(&f->worker.cache);
+    }
     p->sequences = fl_arena_bytes(&f->arena) + sizeof *f;
     p->allocated = p->tokenizer + p->weights + p->scratch + p->kv_cache + p->sequences;
 }
@@ -288,6 +308,9 @@ static folollm_status fl_engine_new(fl_checkpoint *c, const folollm_options *o, 
     if (status == FOLOLLM_OK && !c->tokenizer_only) {
         fl_engine_layout(f);
         fl_worker_layout(&f->worker, &c->weights, &f->settings);
+        if (f->settings.device != 0 && owner) {
+            fl_upload_layout(&c->upload, &c->weights);
+        }
     }
     fl_engine_plan(f, owner);
     if (status == FOLOLLM_OK && o->memory_limit != 0 && f->plan.allocated > o->memory_limit) {
@@ -302,12 +325,26 @@ static folollm_status fl_engine_new(fl_checkpoint *c, const folollm_options *o, 
     return FOLOLLM_OK;
 }
 
+/* The device's copy of the weights must be there, and on this engine's device. */
+static folollm_status fl_check_upload(const folollm *f, folollm_error *error) {
+    const fl_cuda *cuda = &f->checkpoint->upload.cuda;
+    uint32_t has = cuda->device != NULL ? cuda->ordinal + 1 : 0;
+    if (f->settings.device != 0 && f->settings.device != has) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT,
+                       "options.device is %u; the engine that is shared was loaded with %u, and its weights are not on "
+                       "others",
+                       (uint64_t)f->settings.device, (uint64_t)has);
+    }
+    return FOLOLLM_OK;
+}
+
 static folollm_status fl_engine_start(folollm *f, folollm_error *error) {
     if (f->checkpoint->tokenizer_only) {
         return FOLOLLM_OK;
     }
+    FL_TRY(fl_check_upload(f, error));
     FL_TRY(fl_arena_open(&f->memory, &f->arena, "the sequences", error));
-    FL_TRY(fl_worker_open(&f->memory, &f->worker, &f->settings, error));
+    FL_TRY(fl_worker_open(&f->memory, &f->worker, &f->settings, &f->checkpoint->upload, error));
     fl_engine_layout(f);
     fl_pages_init(&f->pages);
     f->executor.worker = &f->worker;
@@ -335,6 +372,9 @@ static folollm_status fl_engine_open(fl_checkpoint *c, const folollm_options *o,
     }
     if (load && c->has_config) {
         status = fl_weights_load(&c->memory, &c->weights, f->settings.n_threads, error);
+        if (status == FOLOLLM_OK && f->settings.device != 0) {
+            status = fl_upload_open(&c->memory, &c->upload, &c->weights, f->settings.device - 1, error);
+        }
     }
     if (status == FOLOLLM_OK) {
         status = fl_engine_start(f, error);
@@ -399,6 +439,9 @@ FOLOLLM_API void folollm_free(folollm *engine) {
         return;
     }
     fl_checkpoint *c = engine->checkpoint;
+    for (uint32_t i = 0; engine->adapters.slots != NULL && i < engine->adapters.n_slots; i++) {
+        fl_worker_unbind(&engine->worker, &engine->adapters.slots[i]);
+    }
     fl_worker_close(&engine->memory, &engine->worker);
     fl_adapters_close(&engine->memory, &engine->adapters);
     fl_arena_close(&engine->memory, &engine->arena);

@@ -17,6 +17,7 @@ FL_LOCAL folollm_status fl_adapters_load(fl_memory *m, fl_adapters *all, const f
                        (uint64_t)all->n_slots);
     }
     FL_TRY(fl_adapter_open(m, &all->slots[slot], c, directory, scale, max_rank, error));
+    all->slots[slot].bound = all->slots[slot].low_ranks;
     all->slots[slot].serial = ++all->last_serial;
     all->generations[slot] = all->generations[slot] % (UINT32_MAX / FL_ADAPTERS_MAX) + 1;
     *out = all->generations[slot] * FL_ADAPTERS_MAX + slot;

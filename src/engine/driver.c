@@ -20,8 +20,12 @@ FL_LOCAL void fl_driver_init(fl_driver *d, fl_executor *executor, const fl_choos
     d->chooser.limit = (uint32_t)fl_min(chooser->limit, (size_t)executor->pages->n_pages * FL_PAGE_TOKENS);
     d->host = host;
     size_t row_bytes = fl_matrix_bytes(head->parts[0].type, FL_PANEL, head->n_cols) / FL_PANEL;
-    d->fine.kv_heads = fl_min(w->cpu.n_slots, w->weights->config.n_kv_heads);
-    d->fine.head_rows = fl_max(FL_SLICE_BYTES / row_bytes, 64) / FL_PANEL * FL_PANEL;
+    d->fine = fl_worker_whole(w);
+    if (w->pool != NULL || w->cpu.n_slots > 0) {
+        d->fine.kv_heads = fl_min(w->cpu.n_slots, d->fine.kv_heads);
+        d->fine.head_rows = fl_max(FL_SLICE_BYTES / row_bytes, 64) / FL_PANEL * FL_PANEL;
+    }
+    d->fine.waits = true;
     d->prompt_rows = (uint32_t)fl_min(16, executor->max_rows);
 }
 
@@ -227,6 +231,16 @@ static void fl_driver_let_go(fl_driver *d) {
     }
 }
 
+/* The forward pass failed: what it was to move starts again. */
+static void fl_driver_undo(fl_driver *d) {
+    fl_scheduler *s = &d->scheduler;
+    for (uint32_t i = 0; i < s->n_placed; i++) {
+        fl_scheduler_undo(s, &s->requests[s->placed[i].request]);
+    }
+    d->running = false;
+    d->executor->stats.undone++;
+}
+
 /* The forward pass is over: its rows count, save those of requests that ended meanwhile. */
 static void fl_driver_commit(fl_driver *d) {
     fl_scheduler *s = &d->scheduler;
@@ -275,7 +289,11 @@ static void fl_driver_move(fl_driver *d, fl_op op) {
     if (op == FL_OP_DONE) {
         d->running = fl_driver_sample(d);
     } else if (fl_executor_advance(d->executor, timed ? d->fine : fl_worker_whole(d->executor->worker))) {
-        fl_driver_commit(d);
+        if (fl_worker_failed(d->executor->worker)) {
+            fl_driver_undo(d);
+        } else {
+            fl_driver_commit(d);
+        }
     }
     d->moved = true;
     if (timed) {
@@ -349,6 +367,9 @@ FL_LOCAL folollm_status fl_driver_step(fl_driver *d, const folollm_budget *budge
         fl_driver_end_unwanted(d);
         n = fl_driver_hand_out(d, events, *n_events);
         fl_driver_sweep(d);
+        if (n == 0 && fl_worker_failed(d->executor->worker)) {
+            return fl_worker_status(d->executor->worker, error);
+        }
         if (idle || !over || d->until == UINT64_MAX || budget->tokens != 0) {
             break;
         }

@@ -17,7 +17,8 @@ typedef struct fl_driver {
     fl_slice fine;        /* of ops, where time counts */
 
     /* The step at hand. */
-    bool running;         /* there is one; the worker's forward pass is its own, and FL_OP_DONE when only choices are left */
+    bool running;         /* there is one; the worker's forward pass is its own, and FL_OP_DONE when only choices are
+                             left */
     uint32_t n_sampled;   /* of the placed requests */
 
     /* Time, in microseconds. */

@@ -35,7 +35,7 @@ FL_LOCAL void fl_executor_clear(fl_executor *e) {
 
 FL_LOCAL void fl_executor_add(fl_executor *e, const fl_sequence *s, uint32_t position, const folollm_token *tokens,
                               size_t n, size_t n_wanted) {
-    fl_run run = {e->n_rows, n, position, s->pages, s->adapter != NULL ? s->adapter->low_ranks : NULL};
+    fl_run run = {e->n_rows, n, position, s->pages, s->adapter != NULL ? s->adapter->bound : NULL};
     e->runs[e->n_runs++] = run;
     for (uint32_t i = 0; i < n; i++, e->n_rows++) {
         uint32_t at = position + i, slot = s->pages[at / FL_PAGE_TOKENS] * FL_PAGE_TOKENS + at % FL_PAGE_TOKENS;
@@ -96,7 +96,7 @@ static folollm_status fl_run_batch(fl_executor *e, float *logits, fl_sequence *c
     while (!fl_executor_advance(e, whole)) {
         FL_TRY(fl_check_cancelled(seqs, n, error));
     }
-    return FOLOLLM_OK;
+    return fl_worker_status(e->worker, error);
 }
 
 /* Tokens [at, at + n) of those that follow the sequence's own. Logits of all, of the last, or none. */
@@ -206,6 +206,10 @@ static folollm_status fl_decode_reserve(fl_executor *e, size_t n, folollm_error 
         }
         e->origins[i] = fl_sequence_reserve(s, e->pages, 1);
         fl_executor_copy_page(e, s, e->origins[i]);
+    }
+    if (fl_worker_failed(e->worker)) { /* no row was computed, and copies are perhaps not there */
+        fl_decode_undo(e, n, false);
+        return fl_worker_status(e->worker, error);
     }
     return FOLOLLM_OK;
 }

@@ -224,9 +224,8 @@ static void fl_note(fl_scheduler *s, const fl_request *r, uint32_t what) {
     s->stats->schedule_hash = fl_mix(s->stats->schedule_hash ^ fl_mix(r->arrival) ^ fl_mix(s->step << 32 | what));
 }
 
-static void fl_preempt(fl_scheduler *s, fl_request *r, const fl_request *than) {
-    fl_note(s, r, UINT32_MAX);
-    fl_tell(s, r, "preempted at %u for %u/%u", r->s->n_tokens, than->event.tag, than->event.answer);
+/* Everything that r knows is to be computed again. */
+static void fl_start_over(fl_scheduler *s, fl_request *r) {
     fl_release_pages(s, r);
     if (r->state == FL_REQUEST_RUNNING) {
         s->n_running--;
@@ -236,7 +235,20 @@ static void fl_preempt(fl_scheduler *s, fl_request *r, const fl_request *than) {
     r->preempted = true;
     r->event.metrics.preemptions++;
     s->stats->preemptions++;
+}
+
+static void fl_preempt(fl_scheduler *s, fl_request *r, const fl_request *than) {
+    fl_note(s, r, UINT32_MAX);
+    fl_tell(s, r, "preempted at %u for %u/%u", r->s->n_tokens, than->event.tag, than->event.answer);
+    fl_start_over(s, r);
     s->preempted = true;
+}
+
+FL_LOCAL void fl_scheduler_undo(fl_scheduler *s, fl_request *r) {
+    fl_scheduler_let_go(s, r);
+    if (fl_request_is_live(r)) {
+        fl_start_over(s, r);
+    }
 }
 
 /* May `than` take the pages of r? To go on, from any that waits, and from those behind it that run; to be let in, from

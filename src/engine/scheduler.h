@@ -115,6 +115,9 @@ FL_LOCAL void fl_scheduler_end(fl_scheduler *s, fl_request *r);
 /* The step at hand is done with r, or was given up. */
 FL_LOCAL void fl_scheduler_let_go(fl_scheduler *s, fl_request *r);
 
+/* The step at hand failed: r goes back to the queue, as if preempted. */
+FL_LOCAL void fl_scheduler_undo(fl_scheduler *s, fl_request *r);
+
 /* Free the slot of a request that is over. */
 FL_LOCAL void fl_scheduler_close(fl_scheduler *s, fl_request *r);
 

@@ -267,12 +267,13 @@ static uint64_t fl_snapshot_kv_rows(const fl_kv *kv, uint32_t n_tokens) {
 }
 
 /* Row i of them, in the order of the snapshot: out of the cache, or with `to_cache` into it. */
-static void fl_snapshot_copy_row(const fl_kv *kv, const uint32_t *pages, uint32_t n_tokens, uint64_t i, uint8_t *row,
+static void fl_snapshot_copy_row(fl_worker *w, const uint32_t *pages, uint32_t n_tokens, uint64_t i, uint8_t *row,
                                  bool to_cache) {
+    const fl_kv *kv = &w->kv;
     size_t at = (size_t)(i % n_tokens), block = (size_t)(i / n_tokens), head = block % kv->n_kv_heads;
     size_t half = block / kv->n_kv_heads, layer = half / 2;
     bool is_v = half % 2 == 1;
-    uint8_t *of_page = (is_v ? kv->v : kv->k) + fl_kv_offset(kv, layer, pages[at / FL_PAGE_TOKENS], head);
+    uint8_t *of_page = fl_worker_visit(w, is_v, fl_kv_offset(kv, layer, pages[at / FL_PAGE_TOKENS], head), to_cache);
     fl_kv_copy_row(kv, is_v, of_page, at % FL_PAGE_TOKENS, row, to_cache);
 }
 
@@ -281,7 +282,7 @@ static void fl_snapshot_copy_row(const fl_kv *kv, const uint32_t *pages, uint32_
 /* A sequence that is being saved. */
 typedef struct fl_saving {
     const fl_sequence *s;
-    const fl_worker *w;
+    fl_worker *w;
     const fl_pages *pages;
     const fl_generation *generation;
     uint64_t lengths[FL_SECTIONS], checksums[FL_SECTIONS];
@@ -299,9 +300,11 @@ static void fl_put_kv(fl_pen *p, const fl_saving *v) {
     size_t row_bytes = fl_kv_row_bytes(kv);
     uint64_t n_rows = fl_snapshot_kv_rows(kv, v->s->n_tokens);
     for (uint64_t i = 0; i < n_rows && !p->failed; i++) {
-        fl_snapshot_copy_row(kv, v->s->pages, v->s->n_tokens, i, fl_pen_room(p, row_bytes), false);
+        fl_snapshot_copy_row(v->w, v->s->pages, v->s->n_tokens, i, fl_pen_room(p, row_bytes), false);
         fl_pen_keep(p, row_bytes);
+        p->failed = p->failed || fl_worker_failed(v->w);
     }
+    fl_worker_leave(v->w);
 }
 
 static void fl_put_section(fl_pen *p, const fl_saving *v, size_t section) {
@@ -361,7 +364,7 @@ static void fl_put_header(fl_pen *p, const fl_saving *v) {
     fl_pen_u64(p, fl_sum_end(&p->sum));
 }
 
-FL_LOCAL bool fl_snapshot_write(const fl_sequence *s, const fl_worker *w, const fl_pages *pages,
+FL_LOCAL bool fl_snapshot_write(const fl_sequence *s, fl_worker *w, const fl_pages *pages,
                                 const fl_generation *generation, fl_snapshot_write_hook *write, void *user) {
     fl_saving saving = {s, w, pages, generation, {0}, {0}};
     fl_pen pen;
@@ -562,17 +565,19 @@ static folollm_status fl_get_logits(fl_intake *in, fl_sequence *s, folollm_error
     return fl_intake_end(in, error);
 }
 
-static folollm_status fl_get_kv(fl_intake *in, const fl_sequence *s, const fl_kv *kv, folollm_error *error) {
-    size_t row_bytes = fl_kv_row_bytes(kv), piece = FL_PIECE / row_bytes;
-    uint64_t n_rows = fl_snapshot_kv_rows(kv, in->snapshot->n_tokens);
+static folollm_status fl_get_kv(fl_intake *in, const fl_sequence *s, fl_worker *w, folollm_error *error) {
+    size_t row_bytes = fl_kv_row_bytes(&w->kv), piece = FL_PIECE / row_bytes;
+    uint64_t n_rows = fl_snapshot_kv_rows(&w->kv, in->snapshot->n_tokens);
     fl_intake_begin(in, FL_SECTION_KV);
     for (uint64_t at = 0, n; at < n_rows; at += n) {
         n = n_rows - at < piece ? n_rows - at : piece;
         FL_TRY(fl_intake_read(in, (size_t)n * row_bytes, error));
         for (size_t i = 0; i < n && s != NULL; i++) {
-            fl_snapshot_copy_row(kv, s->pages, in->snapshot->n_tokens, at + i, in->bytes + i * row_bytes, true);
+            fl_snapshot_copy_row(w, s->pages, in->snapshot->n_tokens, at + i, in->bytes + i * row_bytes, true);
         }
     }
+    fl_worker_leave(w);
+    FL_TRY(fl_worker_status(w, error));
     return fl_intake_end(in, error);
 }
 
@@ -592,7 +597,7 @@ FL_LOCAL folollm_status fl_snapshot_read(const fl_snapshot *snapshot, const fl_s
     fl_eye e = {in.bytes, n_sampling, false};
     FL_TRY(fl_get_sampling(&e, &sampling, generation, vocab, error));
     FL_TRY(fl_get_logits(&in, s, error));
-    FL_TRY(fl_get_kv(&in, s, &w->kv, error));
+    FL_TRY(fl_get_kv(&in, s, w, error));
     if (s != NULL) {
         s->n_tokens = snapshot->n_tokens;
         s->n_prompt = snapshot->n_prompt;

@@ -44,8 +44,8 @@ typedef struct fl_snapshot { /* what the header says, checked */
 
 FL_LOCAL size_t fl_snapshot_bytes(const fl_sequence *s, const fl_worker *w, const fl_generation *generation);
 
-/* False: a write failed. */
-FL_LOCAL bool fl_snapshot_write(const fl_sequence *s, const fl_worker *w, const fl_pages *pages,
+/* False: a write failed, or the worker. */
+FL_LOCAL bool fl_snapshot_write(const fl_sequence *s, fl_worker *w, const fl_pages *pages,
                                 const fl_generation *generation, fl_snapshot_write_hook *write, void *user);
 
 /* Read the header. adapters: among which the sequence's own is looked for. */

@@ -1,15 +1,7 @@
 #include "engine/worker.h"
 
-FL_LOCAL void fl_worker_layout(fl_worker *w, const fl_weights *weights, const fl_worker_options *o) {
-    const fl_config *c = &weights->config;
-    fl_limits limits = fl_runner_limits(c, o->n_rows);
-    limits.packed = fl_weights_packed(weights);
-    limits.rank = o->rank;
-    limits.ordered = weights->ordered;
-    w->weights = weights;
-    fl_cpu_layout(&w->cpu, &w->scratch, &limits, o->n_threads);
-    fl_activations_layout(&w->activations, &w->scratch, &limits);
-    fl_rope_layout(&w->rope, &w->scratch, c);
+static void fl_worker_layout_kv(fl_worker *w, const fl_worker_options *o) {
+    const fl_config *c = &w->weights->config;
     w->kv.type = o->kv;
     w->kv.n_layers = c->n_layers;
     w->kv.n_pages = o->n_pages;
@@ -19,14 +11,68 @@ FL_LOCAL void fl_worker_layout(fl_worker *w, const fl_weights *weights, const fl
     w->cache.raw = true; /* a slot is read only after it was written */
     w->kv.k = fl_take(&w->cache, o->n_pages, layers);
     w->kv.v = fl_take(&w->cache, o->n_pages, layers);
+    if (o->device != 0) {
+        w->visit.bytes = fl_take(&w->scratch, FL_PAGE_TOKENS, fl_kv_row_bytes(&w->kv));
+    }
 }
 
-FL_LOCAL folollm_status fl_worker_open(fl_memory *m, fl_worker *w, const fl_worker_options *o,
-                                       folollm_error *error) {
+FL_LOCAL void fl_worker_layout(fl_worker *w, const fl_weights *weights, const fl_worker_options *o) {
+    const fl_config *c = &weights->config;
+    fl_limits limits = fl_runner_limits(c, o->n_rows);
+    limits.packed = fl_weights_packed(weights);
+    limits.ordered = weights->ordered;
+    limits.rank = o->rank;
+    w->weights = weights;
+    if (o->device != 0) {
+        fl_cuda_options cuda = {limits, c->vocab, o->context, c->n_heads};
+        fl_cuda_layout(&w->on_cuda, &w->device_scratch, &cuda);
+        fl_activations_layout(&w->activations, &w->device_scratch, NULL, &limits);
+    } else {
+        fl_cpu_layout(&w->cpu, &w->scratch, &limits, o->n_threads);
+        fl_activations_layout(&w->activations, &w->scratch, &w->scratch, &limits);
+    }
+    fl_rope_layout(&w->rope, &w->scratch, c);
+    fl_worker_layout_kv(w, o);
+}
+
+static folollm_status fl_worker_open_cpu(fl_memory *m, fl_worker *w, const fl_worker_options *o,
+                                         folollm_error *error) {
     FL_TRY(fl_arena_open(m, &w->scratch, "scratch memory", error));
     FL_TRY(fl_arena_open(m, &w->cache, "the KV cache", error));
     FL_TRY(fl_pool_open(m, o->n_threads, &w->pool, error));
     fl_worker_layout(w, w->weights, o);
+    w->bound = w->weights;
+    w->backend = &w->cpu.base;
+    return FOLOLLM_OK;
+}
+
+/* Steps are recorded once, for good. */
+static folollm_status fl_worker_record(fl_worker *w, folollm_error *error) {
+    fl_batch batch;
+    for (size_t i = 0; fl_cuda_record_begin(&w->on_cuda, i, &batch); i++) {
+        fl_runner_record(w->bound, w->backend, &w->activations, &w->kv, &batch);
+        fl_cuda_record_end(&w->on_cuda);
+    }
+    return fl_cuda_status(&w->cuda, error);
+}
+
+static folollm_status fl_worker_open_cuda(fl_memory *m, fl_worker *w, const fl_worker_options *o,
+                                          const fl_upload *upload, folollm_error *error) {
+    FL_TRY(fl_cuda_open(m, &w->cuda, o->device - 1, error));
+    FL_TRY(fl_arena_open(m, &w->scratch, "scratch memory", error));
+    FL_TRY(fl_cuda_arena_open(&w->cuda, &w->device_scratch, "activations", error));
+    FL_TRY(fl_cuda_arena_open(&w->cuda, &w->cache, "the KV cache", error));
+    fl_worker_layout(w, w->weights, o);
+    w->bound = &upload->weights;
+    w->backend = &w->on_cuda.base;
+    FL_TRY(fl_cuda_start(&w->on_cuda, &w->cuda, error));
+    w->activations.angles = fl_cuda_angles(&w->on_cuda);
+    return fl_worker_record(w, error);
+}
+
+FL_LOCAL folollm_status fl_worker_open(fl_memory *m, fl_worker *w, const fl_worker_options *o, const fl_upload *upload,
+                                       folollm_error *error) {
+    FL_TRY(o->device != 0 ? fl_worker_open_cuda(m, w, o, upload, error) : fl_worker_open_cpu(m, w, o, error));
     fl_cpu_init(&w->cpu, o->kernels, w->pool);
     w->cpu.float_activations = o->float_activations;
     fl_rope_init(&w->rope, &w->weights->config, o->context);
@@ -36,27 +82,84 @@ FL_LOCAL folollm_status fl_worker_open(fl_memory *m, fl_worker *w, const fl_work
 FL_LOCAL void fl_worker_close(fl_memory *m, fl_worker *w) {
     fl_pool_close(m, w->pool);
     fl_arena_close(m, &w->scratch);
-    fl_arena_close(m, &w->cache);
+    if (w->cuda.device != NULL) {
+        fl_cuda_stop(&w->on_cuda);
+        fl_cuda_arena_close(&w->cuda, &w->device_scratch);
+        fl_cuda_arena_close(&w->cuda, &w->cache);
+        fl_cuda_close(m, &w->cuda);
+    } else {
+        fl_arena_close(m, &w->cache);
+    }
 }
 
 FL_LOCAL void fl_worker_begin(fl_worker *w, const fl_batch *batch, float *logits) {
-    fl_runner_begin(w->weights, &w->rope, &w->cpu.base, &w->activations, batch, logits, &w->forward);
+    fl_runner_begin(w->bound, &w->rope, w->backend, &w->activations, batch, logits, &w->forward);
 }
 
 FL_LOCAL bool fl_worker_advance(fl_worker *w, fl_slice slice) {
-    return fl_runner_advance(w->weights, &w->cpu.base, &w->activations, &w->kv, slice, &w->forward);
+    return fl_runner_advance(w->bound, w->backend, &w->activations, &w->kv, slice, &w->forward);
 }
 
 FL_LOCAL fl_slice fl_worker_whole(const fl_worker *w) {
-    fl_slice whole = {w->weights->config.n_kv_heads, w->weights->head.n_rows};
+    fl_slice whole = {w->weights->config.n_kv_heads, w->weights->head.n_rows, false};
     return whole;
 }
 
 FL_LOCAL void fl_worker_copy_page(fl_worker *w, uint32_t from, uint32_t to) {
-    size_t bytes = fl_kv_offset(&w->kv, 0, 1, 0);
-    for (size_t layer = 0; layer < w->kv.n_layers; layer++) {
-        size_t source = fl_kv_offset(&w->kv, layer, from, 0), target = fl_kv_offset(&w->kv, layer, to, 0);
-        memcpy(w->kv.k + target, w->kv.k + source, bytes);
-        memcpy(w->kv.v + target, w->kv.v + source, bytes);
+    const fl_kv *kv = &w->kv;
+    size_t bytes = fl_kv_offset(kv, 0, 1, 0), layer = bytes * kv->n_pages, source = from * bytes, target = to * bytes;
+    if (w->cuda.device != NULL) {
+        fl_cuda_copy(&w->cuda, kv->k + target, kv->k + source, layer, bytes, kv->n_layers);
+        fl_cuda_copy(&w->cuda, kv->v + target, kv->v + source, layer, bytes, kv->n_layers);
+        return;
     }
+    for (size_t at = 0; at < kv->n_layers * layer; at += layer) {
+        memcpy(kv->k + at + target, kv->k + at + source, bytes);
+        memcpy(kv->v + at + target, kv->v + at + source, bytes);
+    }
+}
+
+FL_LOCAL folollm_status fl_worker_bind(fl_worker *w, fl_adapter *a, folollm_error *error) {
+    size_t n = (size_t)w->weights->config.n_layers * FL_LINEARS;
+    return w->cuda.device == NULL ? FOLOLLM_OK
+                                  : fl_cuda_upload_low_ranks(&w->cuda, &a->arena, a->low_ranks, n, &a->bound, error);
+}
+
+FL_LOCAL void fl_worker_unbind(fl_worker *w, fl_adapter *a) {
+    if (w->cuda.device != NULL && a->bound != a->low_ranks) {
+        fl_cuda_release(&w->cuda, a->bound);
+    }
+    a->bound = a->low_ranks;
+}
+
+FL_LOCAL bool fl_worker_failed(const fl_worker *w) {
+    return w->cuda.error != 0;
+}
+
+FL_LOCAL folollm_status fl_worker_status(fl_worker *w, folollm_error *error) {
+    return w->cuda.device != NULL ? fl_cuda_status(&w->cuda, error) : FOLOLLM_OK;
+}
+
+FL_LOCAL uint8_t *fl_worker_visit(fl_worker *w, bool is_v, size_t at, bool changes) {
+    uint8_t *block = (is_v ? w->kv.v : w->kv.k) + at;
+    if (w->cuda.device == NULL) {
+        return block;
+    }
+    if (w->visit.of != block) {
+        fl_worker_leave(w);
+        w->visit.of = block;
+        if (!changes) {
+            fl_cuda_read(&w->cuda, w->visit.bytes, block, FL_PAGE_TOKENS * fl_kv_row_bytes(&w->kv));
+        }
+    }
+    w->visit.changed = changes;
+    return w->visit.bytes;
+}
+
+FL_LOCAL void fl_worker_leave(fl_worker *w) {
+    if (w->visit.of != NULL && w->visit.changed) {
+        fl_cuda_write(&w->cuda, w->visit.of, w->visit.bytes, FL_PAGE_TOKENS * fl_kv_row_bytes(&w->kv));
+    }
+    w->visit.of = NULL;
+    w->visit.changed = false;
 }

@@ -4,31 +4,47 @@
 #define FL_WORKER_H
 
 #include "model/runner.h"
+#include "model/upload.h"
 #include "ops/cpu.h"
 
 typedef struct fl_worker_options {
     uint32_t n_pages, n_rows, n_threads, context, rank; /* rank: of adapters, at most */
+    uint32_t device; /* 0: the CPU; else a CUDA device, from 1 on */
     folollm_kv_type kv;
     const fl_kernels *kernels;
     bool float_activations;
 } fl_worker_options;
 
+/* A block of the KV cache of a device, for a moment on the host. */
+typedef struct fl_visit {
+    uint8_t *bytes;
+    uint8_t *of; /* where it lies on the device; NULL: none is here */
+    bool changed;
+} fl_visit;
+
 typedef struct fl_worker {
-    const fl_weights *weights;
-    fl_pool *pool;
-    fl_cpu_backend cpu;
+    const fl_weights *weights; /* on the host */
+    const fl_weights *bound;   /* as the backend reads them: the same, or where they are on its device */
+    fl_backend *backend;
+    fl_pool *pool;      /* NULL with a device: there the calling thread does what is left */
+    fl_cpu_backend cpu; /* with a device, for nothing but a look at logits */
+    fl_cuda cuda;       /* device NULL: there is none */
+    fl_cuda_backend on_cuda;
     fl_rope rope;
     fl_activations activations;
     fl_kv kv;
+    fl_visit visit;
     fl_forward forward; /* the batch that is being run */
-    fl_arena scratch, cache;
+    fl_arena scratch, device_scratch, cache; /* cache: of the device if there is one */
 } fl_worker;
 
-/* Lay out, dry or real: w->scratch and w->cache count or get their memory. */
+/* Lay out, dry or real: its arenas count or get their memory. */
 FL_LOCAL void fl_worker_layout(fl_worker *w, const fl_weights *weights, const fl_worker_options *o);
 
-/* After a dry layout: allocate and start. On failure fl_worker_close gives everything back. */
-FL_LOCAL folollm_status fl_worker_open(fl_memory *m, fl_worker *w, const fl_worker_options *o, folollm_error *error);
+/* After a dry layout: allocate and start. upload: the weights on the device, if there is one. On failure
+ * fl_worker_close gives everything back. */
+FL_LOCAL folollm_status fl_worker_open(fl_memory *m, fl_worker *w, const fl_worker_options *o, const fl_upload *upload,
+                                       folollm_error *error);
 FL_LOCAL void fl_worker_close(fl_memory *m, fl_worker *w);
 
 /* Begin a batch, and run its next op (true: the last); see fl_runner_begin and fl_runner_advance. */
@@ -40,5 +56,19 @@ FL_LOCAL fl_slice fl_worker_whole(const fl_worker *w);
 
 /* Copy the keys and values of one page over another's. */
 FL_LOCAL void fl_worker_copy_page(fl_worker *w, uint32_t from, uint32_t to);
+
+/* An adapter that was loaded, to where the backend reads it, and back. */
+FL_LOCAL folollm_status fl_worker_bind(fl_worker *w, fl_adapter *a, folollm_error *error);
+FL_LOCAL void fl_worker_unbind(fl_worker *w, fl_adapter *a);
+
+/* Did something fail since fl_worker_status was asked? It says what; then nothing of the batch counts. A CPU does not
+ * fail. */
+FL_LOCAL bool fl_worker_failed(const fl_worker *w);
+FL_LOCAL folollm_status fl_worker_status(fl_worker *w, folollm_error *error);
+
+/* The block of [layer][page][kv_head] of K, or of V, to be read or, changes, to be written whole. It stays until the next
+ * call; after the last, fl_worker_leave. */
+FL_LOCAL uint8_t *fl_worker_visit(fl_worker *w, bool is_v, size_t at, bool changes);
+FL_LOCAL void fl_worker_leave(fl_worker *w);
 
 #endif

@@ -30,6 +30,7 @@ FL_INLINE size_t fl_low_rank_index(size_t layer, fl_linear linear) {
 
 typedef struct fl_adapter {
     fl_low_rank *low_ranks; /* (layers, FL_LINEARS) */
+    const fl_low_rank *bound; /* the same as the backend reads them: these, or copies on its device */
     uint64_t fingerprint;   /* of all its numbers */
     uint64_t serial;        /* the engine's; never given twice. 0: not in use */
     fl_arena arena;

@@ -8,12 +8,14 @@ FL_LOCAL fl_limits fl_runner_limits(const fl_config *c, size_t n_rows) {
     return l;
 }
 
-FL_LOCAL void fl_activations_layout(fl_activations *a, fl_arena *arena, const fl_limits *l) {
+FL_LOCAL void fl_activations_layout(fl_activations *a, fl_arena *arena, fl_arena *angles, const fl_limits *l) {
     a->x = fl_take(arena, l->n_rows, fl_padded(l->dim) * sizeof(float));
     a->qkv = fl_take(arena, l->n_rows, fl_padded(l->qkv_dim) * sizeof(float));
     a->attended = fl_take(arena, l->n_rows, fl_padded(l->attention_dim) * sizeof(float));
     a->h = fl_take(arena, l->n_rows, fl_padded(l->ffn_dim) * sizeof(float));
-    a->angles = fl_take(arena, l->n_rows, l->head_dim * sizeof(float));
+    if (angles != NULL) {
+        a->angles = fl_take(angles, l->n_rows, l->head_dim * sizeof(float));
+    }
 }
 
 FL_LOCAL void fl_runner_begin(const fl_weights *w, const fl_rope *rope, fl_backend *backend, const fl_activations *a,
@@ -24,7 +26,11 @@ FL_LOCAL void fl_runner_begin(const fl_weights *w, const fl_rope *rope, fl_backe
     for (size_t row = 0; row < batch->n_rows; row++) {
         fl_rope_angles(rope, batch->positions[row], a->angles + row * w->config.head_dim);
     }
-    backend->ops->embed(backend, &w->embedding, batch, a->x);
+    if (backend->ops->begin(backend, batch)) {
+        f->op = FL_OP_WHOLE;
+    } else {
+        backend->ops->embed(backend, &w->embedding, batch, a->x);
+    }
 }
 
 /* The op at hand; returns whether nothing of it is left. */
@@ -58,13 +64,12 @@ static bool fl_runner_one(const fl_weights *w, fl_backend *backend, const fl_act
     }
 }
 
-FL_LOCAL bool fl_runner_advance(const fl_weights *w, fl_backend *backend, const fl_activations *a, fl_kv *kv,
-                                fl_slice slice, fl_forward *f) {
-    if (!fl_runner_one(w, backend, a, kv, slice, f)) {
-        return false;
-    }
+/* To the op behind the one that is over. */
+static void fl_runner_next(const fl_weights *w, fl_forward *f) {
     f->at = 0;
-    if (f->op != FL_OP_DOWN) {
+    if (f->op == FL_OP_HEAD || f->op == FL_OP_WHOLE) {
+        f->op = FL_OP_DONE;
+    } else if (f->op != FL_OP_DOWN) {
         f->op = (fl_op)(f->op + 1);
     } else if (f->layer + 1 < w->config.n_layers) {
         f->layer++;
@@ -72,5 +77,28 @@ FL_LOCAL bool fl_runner_advance(const fl_weights *w, fl_backend *backend, const 
     } else {
         f->op = f->batch.n_wanted > 0 ? FL_OP_HEAD : FL_OP_DONE;
     }
+}
+
+FL_LOCAL bool fl_runner_advance(const fl_weights *w, fl_backend *backend, const fl_activations *a, fl_kv *kv,
+                                fl_slice slice, fl_forward *f) {
+    if (f->op == FL_OP_WHOLE || fl_runner_one(w, backend, a, kv, slice, f)) {
+        fl_runner_next(w, f);
+    }
+    if (f->op == FL_OP_DONE) {
+        backend->ops->end(backend, f->logits);
+    } else if (slice.waits) {
+        backend->ops->wait(backend);
+    }
     return f->op == FL_OP_DONE;
+}
+
+FL_LOCAL void fl_runner_record(const fl_weights *w, fl_backend *backend, const fl_activations *a, fl_kv *kv,
+                               const fl_batch *batch) {
+    fl_forward f = {.batch = *batch};
+    fl_slice whole = {w->config.n_kv_heads, w->head.n_rows, false};
+    backend->ops->embed(backend, &w->embedding, batch, a->x);
+    while (f.op != FL_OP_DONE) {
+        fl_runner_one(w, backend, a, kv, whole, &f);
+        fl_runner_next(w, &f);
+    }
 }

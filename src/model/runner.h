@@ -15,7 +15,9 @@ typedef struct fl_activations {
 } fl_activations;
 
 FL_LOCAL fl_limits fl_runner_limits(const fl_config *c, size_t n_rows);
-FL_LOCAL void fl_activations_layout(fl_activations *a, fl_arena *arena, const fl_limits *limits);
+
+/* angles: those of the rows of a batch, if the backend has no place of its own for them. */
+FL_LOCAL void fl_activations_layout(fl_activations *a, fl_arena *arena, fl_arena *angles, const fl_limits *limits);
 
 typedef enum fl_op { /* of a layer, or behind the last */
     FL_OP_QKV,
@@ -25,6 +27,7 @@ typedef enum fl_op { /* of a layer, or behind the last */
     FL_OP_GATE_UP,
     FL_OP_DOWN,
     FL_OP_HEAD,
+    FL_OP_WHOLE, /* all of them: the backend does it at once */
     FL_OP_DONE
 } fl_op;
 
@@ -41,6 +44,7 @@ typedef struct fl_forward {
 /* How much of an op is done at once; it moves no bit. */
 typedef struct fl_slice {
     size_t kv_heads, head_rows;
+    bool waits; /* until it has been done, where backends only start it */
 } fl_slice;
 
 /* Begin a batch: its arrays and page tables must stay until it is done. */
@@ -51,5 +55,9 @@ FL_LOCAL void fl_runner_begin(const fl_weights *w, const fl_rope *rope, fl_backe
  * those of the wanted rows. */
 FL_LOCAL bool fl_runner_advance(const fl_weights *w, fl_backend *backend, const fl_activations *a, fl_kv *kv,
                                 fl_slice slice, fl_forward *f);
+
+/* All ops of a batch, without its begin and end: for a backend that records them. */
+FL_LOCAL void fl_runner_record(const fl_weights *w, fl_backend *backend, const fl_activations *a, fl_kv *kv,
+                               const fl_batch *batch);
 
 #endif

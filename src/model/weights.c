@@ -198,6 +198,15 @@ static folollm_status fl_bind_done(fl_binder *b, const fl_tensor *t, size_t n_nu
     return FOLOLLM_OK;
 }
 
+/* Count what a copy on a device takes. */
+static void fl_bind_on_device(fl_binder *b, size_t n_bytes) {
+    fl_arena room = {.at = b->w->device_bytes};
+    if (b->w->arena.base == NULL) {
+        fl_take(&room, n_bytes, 1);
+        b->w->device_bytes = room.at;
+    }
+}
+
 #define FL_WRITE_BYTES 65536u
 
 static folollm_status fl_bind_put(const fl_binder *b, const void *bytes, size_t n_bytes) {
@@ -302,6 +311,7 @@ static folollm_status fl_bind_vector(fl_binder *b, fl_role role, size_t n, const
     }
     const fl_tensor *t = found.t;
     float *v = fl_take(&b->w->arena, n, sizeof *v);
+    fl_bind_on_device(b, role != FL_ROLE_ROPE_DIVISORS ? n * sizeof *v : 0);
     if (v != NULL) {
         fl_rows_in_file rows = fl_bind_rows(b, t, role, 1);
         /* Read into the end of its own room: conversion then runs ahead of what is still to be read. */
@@ -351,7 +361,10 @@ static folollm_status fl_bind_data(fl_binder *b, fl_role role, fl_found *found, 
     const uint8_t *map = rows.file->map;
     bool as_it_is = found->packed || (part->type == t->type && !fl_is_packed(t->type) && found->merged.n == 0);
     size_t unit = found->packed ? 1 : fl_dtype_bytes(t->type);
+    bool ordered = found->is_quantised && found->quantised.ordered && part->type == found->type;
     w->converts = w->converts || !as_it_is;
+    fl_bind_on_device(b, fl_cuda_matrix_bytes(part->type, part->n_rows, n_cols));
+    fl_bind_on_device(b, ordered ? n_cols * sizeof *part->order : 0);
     if (as_it_is && map != NULL && rows.head_dim == 0 && ((uintptr_t)map + t->offset) % unit == 0) {
         part->data = map + t->offset;
         w->mapped_bytes += w->arena.base == NULL ? t->n_bytes : 0;
@@ -362,7 +375,6 @@ static folollm_status fl_bind_data(fl_binder *b, fl_role role, fl_found *found, 
         return fl_fail(b->error, FOLOLLM_E_MEMORY, "tensor %S is larger than the address space", &t->name);
     }
     void *data = fl_take(&w->arena, bytes, 1);
-    bool ordered = found->is_quantised && found->quantised.ordered && part->type == found->type;
     uint32_t *order = ordered ? fl_take(&w->arena, n_cols, sizeof *order) : NULL;
     w->ordered = w->ordered || ordered;
     part->data = data;

@@ -8,7 +8,7 @@
 #include "formats/safetensors_write.h"
 #include "model/config.h"
 #include "model/convert.h"
-#include "ops/ops.h"
+#include "ops/cuda.h"
 
 typedef struct fl_layer {
     const float *attention_norm, *mlp_norm; /* (dim) */
@@ -30,6 +30,7 @@ typedef struct fl_weights {
     size_t n_merges;
     uint64_t merged;     /* fingerprint of them; 0: none */
     uint64_t mapped_bytes, n_params, done_bytes, total_bytes;
+    size_t device_bytes;        /* that a copy on a device would take: upload.h */
     folollm_weights asked;      /* what matrices are to be */
     bool types[FL_DTYPE_COUNT]; /* which matrices have; a head that was given another does not count */
     uint32_t stored[FL_DTYPE_COUNT]; /* of each type in the file, bits: as which types it is computed */

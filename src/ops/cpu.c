@@ -8,8 +8,8 @@
  *     slot scratch:  [ slabs | panel: FL_PANEL_OUTS x n_cols | tile: n_rows x outs | tile of the second part ]
  *                    when a tile is there, the panel's place takes what an adapter adds to some rows of it
  *     in rope_store: [ integers | a row of the cache ]
- *     in attend:     [ queries | outputs | scores | K block | V block | their scales | maximum, sum, factor, scales and
- *                      sums of the queries ]
+ *     in attend:     [ queries | outputs | those of earlier splits | scores | K block | V block | their scales |
+ *                      maximum, sum, factor, scales and sums of the queries, maximum and sum of earlier splits ]
  */
 #include "ops/cpu.h"
 
@@ -49,7 +49,7 @@ static size_t fl_product_floats(const fl_limits *l) {
 
 static size_t fl_attention_floats(const fl_limits *l) {
     size_t queries = fl_tile_positions(l->group) * l->group, d = fl_lanes(l->head_dim);
-    return queries * (2 * d + FL_BLOCK_TOKENS + 5) + 2 * FL_BLOCK_TOKENS * (d + 1);
+    return queries * (3 * d + FL_BLOCK_TOKENS + 7) + 2 * FL_BLOCK_TOKENS * (d + 1);
 }
 
 FL_LOCAL void fl_cpu_layout(fl_cpu_backend *cpu, fl_arena *arena, const fl_limits *limits, uint32_t n_slots) {
@@ -556,10 +556,11 @@ typedef struct fl_attend_tile {
     size_t first_row, n, kv_head;
     size_t position; /* of the first row */
     float *q, *o;    /* (n * group, head_dim) in whole vectors */
+    float *total;    /* the same: o of the splits before this one */
     float *scores;   /* (n * group, FL_BLOCK_TOKENS) */
     float *k, *v;    /* (FL_BLOCK_TOKENS, head_dim) in whole vectors; v without its scales */
     float *k_scales, *v_scales; /* (FL_BLOCK_TOKENS) */
-    float *maximum, *sum, *factor; /* (n * group) */
+    float *maximum, *sum, *factor, *total_maximum, *total_sum; /* (n * group) */
     float *q_scales;
     int32_t *q_sums; /* of the integers of a query */
     fl_dots dots;    /* where K has scales: its q lie in the place of q */
@@ -589,7 +590,8 @@ static void fl_attend_begin(fl_attend_tile *t, float *scratch) {
     size_t d = j->a->head_dim, stride = fl_lanes(d), n = t->n * j->group;
     t->q = scratch;
     t->o = t->q + n * stride;
-    t->scores = t->o + n * stride;
+    t->total = t->o + n * stride;
+    t->scores = t->total + n * stride;
     t->k = t->scores + n * FL_BLOCK_TOKENS;
     t->v = t->k + FL_BLOCK_TOKENS * stride;
     t->k_scales = t->v + FL_BLOCK_TOKENS * stride;
@@ -598,7 +600,9 @@ static void fl_attend_begin(fl_attend_tile *t, float *scratch) {
     t->sum = t->maximum + n;
     t->factor = t->sum + n;
     t->q_scales = t->factor + n;
-    t->q_sums = (int32_t *)(void *)(t->q_scales + n);
+    t->total_maximum = t->q_scales + n;
+    t->total_sum = t->total_maximum + n;
+    t->q_sums = (int32_t *)(void *)(t->total_sum + n);
     t->dots = (fl_dots){.type = j->kv->type,
                         .n_quads = fl_kv_numbers_bytes(j->kv) / 4,
                         .q = (const int8_t *)t->q,
@@ -715,6 +719,26 @@ static void fl_attend_block(fl_attend_tile *t, size_t block, size_t n_keys) {
     }
 }
 
+/* A split is over: what it gave joins the total of those before, and the next begins. */
+static void fl_attend_end_split(fl_attend_tile *t, size_t split) {
+    const fl_attend_job *j = t->job;
+    size_t stride = fl_lanes(j->a->head_dim), begin, end;
+    for (size_t i = 0; i < t->n * j->group; i++) {
+        float *o = t->o + i * stride, *total = t->total + i * stride;
+        fl_attend_range(t, i / j->group, &begin, &end);
+        if (begin / FL_SPLIT_TOKENS == split) {
+            memcpy(total, o, stride * sizeof *o);
+            t->total_maximum[i] = t->maximum[i];
+            t->total_sum[i] = t->sum[i];
+        } else if (begin < split * FL_SPLIT_TOKENS && end > split * FL_SPLIT_TOKENS) {
+            j->cpu->kernels->merge(o, t->maximum[i], t->sum[i], stride, total, &t->total_maximum[i], &t->total_sum[i]);
+        }
+        memset(o, 0, stride * sizeof *o);
+        t->maximum[i] = -FLT_MAX;
+        t->sum[i] = 0;
+    }
+}
+
 static void fl_attend_task(void *context, size_t task, size_t slot) {
     const fl_attend_job *j = context;
     fl_attend_tile t = {.job = j, .kv_head = j->kv_head + task % j->n_kv_heads};
@@ -733,13 +757,19 @@ static void fl_attend_task(void *context, size_t task, size_t slot) {
     size_t begin, end, ignored;
     fl_attend_range(&t, 0, &begin, &ignored);
     fl_attend_range(&t, t.n - 1, &ignored, &end);
-    for (size_t block = begin - begin % FL_BLOCK_TOKENS; block < end; block += FL_BLOCK_TOKENS) {
+    bool one = begin / FL_SPLIT_TOKENS == (end - 1) / FL_SPLIT_TOKENS;
+    for (size_t block = begin - begin % FL_BLOCK_TOKENS, next; block < end; block = next) {
+        next = block + FL_BLOCK_TOKENS;
         fl_attend_block(&t, block, fl_min(end - block, FL_BLOCK_TOKENS));
+        if (!one && (next % FL_SPLIT_TOKENS == 0 || next >= end)) {
+            fl_attend_end_split(&t, block / FL_SPLIT_TOKENS);
+        }
     }
     size_t d = j->a->head_dim;
+    const float *o = one ? t.o : t.total, *sums = one ? t.sum : t.total_sum;
     for (size_t i = 0; i < t.n * j->group; i++) {
         size_t row = t.first_row + i / j->group, head = t.kv_head * j->group + i % j->group;
-        j->cpu->kernels->scale(t.o + i * fl_lanes(d), 1.0f / t.sum[i], d, j->out + row * j->out_stride + head * d);
+        j->cpu->kernels->scale(o + i * fl_lanes(d), 1.0f / sums[i], d, j->out + row * j->out_stride + head * d);
     }
 }
 
@@ -769,9 +799,26 @@ static bool fl_cpu_softmax_stats(fl_backend *b, const float *x, size_t n, float 
     return broken == 0;
 }
 
+/* Every op is done when it returns. */
+static bool fl_cpu_begin(fl_backend *b, const fl_batch *batch) {
+    (void)b;
+    (void)batch;
+    return false;
+}
+
+static void fl_cpu_end(fl_backend *b, float *logits) {
+    (void)b;
+    (void)logits;
+}
+
+static void fl_cpu_wait(fl_backend *b) {
+    (void)b;
+}
+
 static const fl_ops fl_cpu_ops = {
-    fl_cpu_embed,       fl_cpu_norm_qkv,     fl_cpu_rope_store, fl_cpu_attend,
-    fl_cpu_project_add, fl_cpu_norm_gate_up, fl_cpu_norm_head,  fl_cpu_softmax_stats,
+    fl_cpu_begin,      fl_cpu_end,    fl_cpu_wait,        fl_cpu_embed,        fl_cpu_norm_qkv,
+    fl_cpu_rope_store, fl_cpu_attend, fl_cpu_project_add, fl_cpu_norm_gate_up, fl_cpu_norm_head,
+    fl_cpu_softmax_stats,
 };
 
 FL_LOCAL void fl_cpu_init(fl_cpu_backend *cpu, const fl_kernels *kernels, fl_pool *pool) {

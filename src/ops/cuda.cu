@@ -1,23 +1,131 @@
-/* The CUDA side of folollm. It carries the hash of the sources it was made from, and says which of the operations of
- * ops.h it computes: none yet, so folollm.c runs on the CPU. */
-#include <cuda_runtime.h>
+/* The CUDA side of folollm: what device.h promises, over the CUDA runtime. State lies in the fl_device alone; whatever
+ * device the host had made current is current again when a call returns. */
+#include "ops/cuda_attention.cuh"
+#include "ops/cuda_products.cuh"
 
-extern "C" {
+/* ---- The device and its memory -- */
 
-/* Equal to folollm_source_hash() when both files come from the same sources. */
-const char *folollm_kernels_source_hash(void) {
-    return FOLOLLM_SOURCE_HASH;
+static const char *fl_error_text(int error) {
+    return cudaGetErrorString((cudaError_t)error);
 }
 
-/* Operations of ops.h that run on the device. */
-int folollm_kernels_n_ops(void) {
+static int fl_count(int *n_devices) {
+    return cudaGetDeviceCount(n_devices);
+}
+
+static int fl_open(fl_device *d, int ordinal) {
+    int least, greatest, error;
+    d->ordinal = ordinal;
+    fl_current current(d);
+    error = cudaDeviceGetStreamPriorityRange(&least, &greatest);
+    return error != cudaSuccess ? error : (int)cudaStreamCreateWithPriority(&d->stream, cudaStreamNonBlocking, least);
+}
+
+static void fl_close(fl_device *d) {
+    fl_current current(d);
+    for (size_t i = 0; i < FL_DEVICE_STEPS; i++) {
+        if (d->steps[i] != NULL) {
+            cudaGraphExecDestroy(d->steps[i]);
+        }
+    }
+    if (d->stream != NULL) {
+        cudaStreamDestroy(d->stream);
+    }
+}
+
+static int fl_about(fl_device *d, fl_device_info *info) {
+    fl_current current(d);
+    cudaDeviceProp p;
+    size_t n_free, total;
+    int error = cudaGetDeviceProperties(&p, d->ordinal);
+    if (error == cudaSuccess) {
+        error = cudaMemGetInfo(&n_free, &total);
+    }
+    if (error != cudaSuccess) {
+        return error;
+    }
+    for (size_t i = 0; i < sizeof info->name; i++) {
+        info->name[i] = i + 1 < sizeof info->name ? p.name[i] : 0;
+    }
+    info->total_bytes = total;
+    info->free_bytes = n_free;
+    info->n_multiprocessors = (uint32_t)p.multiProcessorCount;
+    info->major = (uint32_t)p.major;
+    info->minor = (uint32_t)p.minor;
     return 0;
 }
 
-/* Devices that the CUDA runtime can reach; 0, too, when there is no driver. */
-int folollm_kernels_n_devices(void) {
-    int n = 0;
-    return cudaGetDeviceCount(&n) == cudaSuccess ? n : 0;
+static int fl_alloc(fl_device *d, size_t n_bytes, void **out) {
+    fl_current current(d);
+    return cudaMalloc(out, n_bytes);
 }
 
-} /* extern "C" */
+static void fl_release(fl_device *d, void *p) {
+    fl_current current(d);
+    cudaFree(p);
+}
+
+static int fl_alloc_host(fl_device *d, size_t n_bytes, void **out) {
+    fl_current current(d);
+    return cudaHostAlloc(out, n_bytes, cudaHostAllocDefault);
+}
+
+static void fl_release_host(fl_device *d, void *p) {
+    fl_current current(d);
+    cudaFreeHost(p);
+}
+
+static int fl_upload(fl_device *d, void *to, const void *from, size_t n_bytes) {
+    fl_current current(d);
+    return cudaMemcpyAsync(to, from, n_bytes, cudaMemcpyHostToDevice, d->stream);
+}
+
+static int fl_download(fl_device *d, void *to, const void *from, size_t n_bytes) {
+    fl_current current(d);
+    return cudaMemcpyAsync(to, from, n_bytes, cudaMemcpyDeviceToHost, d->stream);
+}
+
+static int fl_copy(fl_device *d, void *to, const void *from, size_t pitch, size_t width, size_t height) {
+    fl_current current(d);
+    return cudaMemcpy2DAsync(to, pitch, from, pitch, width, height, cudaMemcpyDeviceToDevice, d->stream);
+}
+
+static int fl_wait(fl_device *d) {
+    fl_current current(d);
+    return cudaStreamSynchronize(d->stream);
+}
+
+/* ---- Steps -- */
+
+static int fl_record(fl_device *d) {
+    fl_current current(d);
+    return cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal);
+}
+
+static int fl_recorded(fl_device *d, size_t step) {
+    fl_current current(d);
+    cudaGraph_t graph = NULL;
+    int error = cudaStreamEndCapture(d->stream, &graph);
+    if (error == cudaSuccess) {
+        error = cudaGraphInstantiate(&d->steps[step], graph, 0);
+    }
+    if (graph != NULL) {
+        cudaGraphDestroy(graph);
+    }
+    return error;
+}
+
+static int fl_replay(fl_device *d, size_t step) {
+    fl_current current(d);
+    return cudaGraphLaunch(d->steps[step], d->stream);
+}
+
+extern "C" const fl_device_api *folollm_kernels(void) {
+    static const fl_device_api api = {
+        FOLOLLM_SOURCE_HASH, sizeof(fl_device), fl_error_text, fl_count,   fl_open,    fl_close,   fl_about,
+        fl_alloc,            fl_release,        fl_alloc_host, fl_release_host, fl_upload, fl_download, fl_copy,
+        fl_wait,             fl_pack,           fl_embed,      fl_rows,    fl_product, fl_combine, fl_adapt,
+        fl_rope_store,       fl_attend,         fl_record,     fl_recorded, fl_replay,
+    };
+    return &api;
+}

@@ -93,6 +93,10 @@ typedef struct fl_kernels {
      * weights (stride FL_BLOCK_TOKENS), v (FL_BLOCK_TOKENS, n), n in whole vectors. */
     void (*gather)(float *out, size_t out_stride, const float *factors, const float *weights, size_t n_heads,
                    const float *v, size_t begin, size_t end, size_t n);
+    /* What the softmax of earlier keys gave, with that of later ones: total (n), in whole vectors, and its maximum and
+     * sum become those of both */
+    void (*merge)(const float *part, float maximum, float sum, size_t n, float *total, float *total_maximum,
+                  float *total_sum);
     /* y = x * factor */
     void (*scale)(const float *x, float factor, size_t n, float *y);
     /* y = y * x */

@@ -26,6 +26,11 @@
 
 #define FL_LANES 16 /* lanes of every sum */
 
+#ifndef FL_SPLIT_TOKENS
+#define FL_SPLIT_TOKENS 256 /* keys after which attention begins a new softmax, at multiples of this: backends may compute
+                               these apart, and merge them in order. A multiple of FL_BLOCK_TOKENS */
+#endif
+
 typedef struct fl_part {
     const void *data;  /* (n_rows, n_cols) of type, aligned to the type; or packed (packed.h) */
     size_t n_rows;
@@ -154,6 +159,13 @@ typedef struct fl_backend fl_backend;
 /* Activations are float; (n_rows, n) means a stride of fl_padded(n) and zeros after the n. n_rows are those of the
  * batch, and x W^T stands for the product and what the adapters of its runs add to it. No entry allocates. */
 typedef struct fl_ops {
+    /* A batch begins; what all its ops need has been computed where the backend keeps it. True: the backend has started
+     * everything itself, as a step that it recorded; of the ops, only end is left to be called. */
+    bool (*begin)(fl_backend *b, const fl_batch *batch);
+    /* The last op was called: when this returns, the logits that norm_head was given are there. */
+    void (*end)(fl_backend *b, float *logits);
+    /* Return when what was started has been done. */
+    void (*wait)(fl_backend *b);
     /* x (n_rows, dim) = rows of table */
     void (*embed)(fl_backend *b, const fl_matrix *table, const fl_batch *batch, float *x);
     /* qkv (n_rows, qkv_dim) = RMSNorm(x) W^T + bias */
@@ -176,7 +188,8 @@ typedef struct fl_ops {
      * columns from `first` on, a multiple of 2 * FL_LANES */
     void (*norm_head)(fl_backend *b, const fl_batch *batch, const float *x, const float *norm, float epsilon,
                       const fl_matrix *head, size_t first, size_t n, float *logits);
-    /* *max of x (n), *sum of exp(x - *max); false if any of x is not finite */
+    /* *max of x (n), *sum of exp(x - *max); false if any of x is not finite. NULL where logits are read on the host, by
+     * the CPU backend */
     bool (*softmax_stats)(fl_backend *b, const float *x, size_t n, float *max, float *sum);
 } fl_ops;
 

@@ -1,0 +1,642 @@
+#include "ops/cuda.h"
+
+#define FL_STEP_ROWS 32       /* up to here attention is split, so that few rows still fill a device */
+#define FL_STEP_ROWS_MAX 512u /* of recorded steps */
+
+static const fl_device_api *fl_cuda_api(void) {
+#if defined(FOLOLLM_CUDA)
+    return folollm_kernels();
+#else
+    return NULL;
+#endif
+}
+
+/* Unless something failed before. */
+#define FL_CUDA_DO(cuda, call)                                        \
+    do {                                                              \
+        if ((cuda)->error == 0) {                                     \
+            (cuda)->error = (cuda)->api->call;                        \
+        }                                                             \
+    } while (0)
+
+/* ---- The device -- */
+
+static folollm_status fl_cuda_failed(const fl_cuda *c, const char *what, int code, folollm_error *error) {
+    return fl_fail(error, FOLOLLM_E_DEVICE, "CUDA device %u: %s: %s", (uint64_t)c->ordinal, what,
+                   c->api->error_text(code));
+}
+
+FL_LOCAL folollm_status fl_no_cuda(folollm_error *error) {
+    return fl_fail(error, FOLOLLM_E_UNSUPPORTED,
+                   "options.device: this build computes on the CPU only; compile folollm.c with -DFOLOLLM_CUDA, and link "
+                   "folollm_kernels.cu");
+}
+
+FL_LOCAL folollm_status fl_cuda_open(fl_memory *m, fl_cuda *c, uint32_t ordinal, folollm_error *error) {
+    int n_devices = 0;
+    memset(c, 0, sizeof *c);
+    c->ordinal = ordinal;
+    c->api = fl_cuda_api();
+    if (c->api == NULL) {
+        return fl_no_cuda(error);
+    }
+    if (strcmp(c->api->source_hash, FOLOLLM_SOURCE_HASH) != 0) {
+        return fl_fail(error, FOLOLLM_E_UNSUPPORTED,
+                       "folollm.c and folollm_kernels.cu are of different versions: compile both from one copy");
+    }
+    int code = c->api->count(&n_devices);
+    if (code != 0) {
+        return fl_cuda_failed(c, "the runtime did not start", code, error);
+    }
+    if ((int64_t)ordinal >= n_devices) {
+        return fl_fail(error, FOLOLLM_E_DEVICE, "CUDA device %u is asked for; there are %u", (uint64_t)ordinal,
+                       (uint64_t)n_devices);
+    }
+    c->device = fl_alloc(m, c->api->device_bytes);
+    if (c->device == NULL) {
+        return fl_no_memory(error, "a device", c->api->device_bytes);
+    }
+    code = c->api->open(c->device, (int)ordinal);
+    if (code == 0) {
+        code = c->api->about(c->device, &c->info);
+    }
+    return code == 0 ? FOLOLLM_OK : fl_cuda_failed(c, "it could not be opened", code, error);
+}
+
+FL_LOCAL size_t fl_cuda_host_bytes(void) {
+    const fl_device_api *api = fl_cuda_api();
+    return api != NULL ? api->device_bytes : 0;
+}
+
+FL_LOCAL void fl_cuda_close(fl_memory *m, fl_cuda *c) {
+    if (c->device != NULL) {
+        c->api->close(c->device);
+        fl_free(m, c->device, c->api->device_bytes);
+    }
+    memset(c, 0, sizeof *c);
+}
+
+FL_LOCAL folollm_status fl_cuda_status(fl_cuda *c, folollm_error *error) {
+    int code = c->error, after = c->lost ? code : c->api->wait(c->device);
+    c->lost = c->lost || after != 0;
+    code = code != 0 ? code : after;
+    if (code == 0) {
+        return FOLOLLM_OK;
+    }
+    c->error = c->lost ? code : 0;
+    return fl_cuda_failed(c, c->lost ? "it is lost, and with it all engines on it" : "a step failed and was undone", code,
+                          error);
+}
+
+FL_LOCAL void fl_cuda_upload(fl_cuda *c, void *to, const void *from, size_t n_bytes) {
+    FL_CUDA_DO(c, upload(c->device, to, from, n_bytes));
+}
+
+FL_LOCAL void fl_cuda_read(fl_cuda *c, void *to, const void *from, size_t n_bytes) {
+    FL_CUDA_DO(c, download(c->device, to, from, n_bytes));
+    FL_CUDA_DO(c, wait(c->device));
+}
+
+FL_LOCAL void fl_cuda_write(fl_cuda *c, void *to, const void *from, size_t n_bytes) {
+    fl_cuda_upload(c, to, from, n_bytes);
+    FL_CUDA_DO(c, wait(c->device));
+}
+
+FL_LOCAL void fl_cuda_copy(fl_cuda *c, void *to, const void *from, size_t pitch, size_t width, size_t height) {
+    FL_CUDA_DO(c, copy(c->device, to, from, pitch, width, height));
+}
+
+FL_LOCAL folollm_status fl_cuda_arena_open(fl_cuda *c, fl_arena *a, const char *what, folollm_error *error) {
+    if (a->overflow) {
+        return fl_fail(error, FOLOLLM_E_MEMORY, "%s would need more bytes than a device can address", what);
+    }
+    if (a->at == 0) {
+        return FOLOLLM_OK;
+    }
+    int code = c->api->alloc(c->device, a->at, &a->block);
+    if (code != 0) {
+        a->block = NULL;
+        return fl_fail(error, FOLOLLM_E_MEMORY, "CUDA device %u: %u bytes for %s: %s; %u of %u were free when it was opened",
+                       (uint64_t)c->ordinal, (uint64_t)a->at, what, c->api->error_text(code), c->info.free_bytes,
+                       c->info.total_bytes);
+    }
+    a->base = a->block;
+    a->size = a->at;
+    a->at = 0;
+    return FOLOLLM_OK;
+}
+
+FL_LOCAL void fl_cuda_arena_close(fl_cuda *c, fl_arena *a) {
+    if (a->block != NULL) {
+        c->api->release(c->device, a->block);
+    }
+    memset(a, 0, sizeof *a);
+}
+
+FL_LOCAL size_t fl_cuda_matrix_bytes(fl_dtype type, size_t n_rows, size_t n_cols) {
+    size_t columns = fl_is_packed(type) ? n_cols : fl_div_up(n_cols, FL_DEVICE_CHUNK) * FL_DEVICE_CHUNK;
+    return fl_matrix_bytes(type, n_rows, columns);
+}
+
+FL_LOCAL void fl_cuda_upload_part(fl_cuda *c, const fl_part *part, size_t n_cols, void *piece, void *to) {
+    size_t row_bytes = fl_row_bytes(part->type, n_cols), most = fl_max(FL_CUDA_PIECE / row_bytes, 1);
+    if (fl_is_packed(part->type)) {
+        fl_cuda_upload(c, to, part->data, fl_matrix_bytes(part->type, part->n_rows, n_cols));
+        return;
+    }
+    for (size_t row = 0, n; row < part->n_rows; row += n) {
+        n = fl_min(part->n_rows - row, most);
+        fl_device_pack pack = {(int)part->type, piece,
+                               (uint8_t *)to + fl_cuda_matrix_bytes(part->type, row, n_cols), n, (uint32_t)n_cols};
+        FL_CUDA_DO(c, upload(c->device, piece, (const uint8_t *)part->data + row * row_bytes, n * row_bytes));
+        FL_CUDA_DO(c, pack(c->device, &pack));
+    }
+}
+
+FL_LOCAL folollm_status fl_cuda_upload_low_ranks(fl_cuda *c, const fl_arena *arena, fl_low_rank *low_ranks, size_t n,
+                                                 const fl_low_rank **bound, folollm_error *error) {
+    fl_arena copy = {.at = arena->size};
+    FL_TRY(fl_cuda_arena_open(c, &copy, "an adapter", error));
+    for (size_t i = 0; i < n; i++) {
+        if (low_ranks[i].rank != 0) {
+            low_ranks[i].a = (const float *)(void *)(copy.base + ((const uint8_t *)low_ranks[i].a - arena->base));
+            low_ranks[i].b = (const float *)(void *)(copy.base + ((const uint8_t *)low_ranks[i].b - arena->base));
+        }
+    }
+    fl_cuda_write(c, copy.base, arena->base, arena->size);
+    folollm_status status = fl_cuda_status(c, error);
+    if (status != FOLOLLM_OK) {
+        fl_cuda_arena_close(c, &copy);
+        return status;
+    }
+    *bound = (const fl_low_rank *)(void *)(copy.base + ((uint8_t *)low_ranks - arena->base));
+    return FOLOLLM_OK;
+}
+
+FL_LOCAL void fl_cuda_release(fl_cuda *c, const void *bound) {
+    c->api->release(c->device, (void *)(uintptr_t)bound);
+}
+
+/* ---- Layout -- */
+
+static fl_cuda_backend *fl_cuda_of(fl_backend *b) {
+    return (fl_cuda_backend *)(void *)b;
+}
+
+static size_t fl_cuda_widest(const fl_limits *l) {
+    return fl_max(fl_max(l->dim, l->attention_dim), l->ffn_dim);
+}
+
+static size_t fl_cuda_splits(size_t n_keys) {
+    return fl_div_up(n_keys, FL_SPLIT_TOKENS);
+}
+
+static size_t fl_cuda_split_rows(const fl_cuda_backend *b) {
+    return fl_min(b->o.limits.n_rows, FL_STEP_ROWS);
+}
+
+/* Tiles of a batch, at most. */
+static size_t fl_cuda_tiles(size_t n_rows, size_t n_runs, size_t group, size_t queries) {
+    return n_rows * group / queries + n_runs;
+}
+
+/* Where the arrays of a batch begin in `base`, which may be NULL; returns what comes behind them. */
+static size_t fl_cuda_place(fl_cuda_shape *s, const fl_cuda_backend *b, uint8_t *base) {
+    fl_arena a = {.base = base, .size = base != NULL ? b->staging_bytes : 0};
+    fl_take(&a, b->o.limits.n_rows, b->o.limits.head_dim * sizeof(float)); /* the angles */
+    s->counts = fl_take(&a, 1, sizeof *s->counts);
+    s->tokens = fl_take(&a, s->rows, sizeof *s->tokens);
+    s->positions = fl_take(&a, s->rows, sizeof *s->positions);
+    s->slots = fl_take(&a, s->rows, sizeof *s->slots);
+    s->wanted = fl_take(&a, s->rows, sizeof *s->wanted);
+    s->adapters = fl_take(&a, s->rows, sizeof *s->adapters);
+    s->tile = fl_take(&a, s->tiles, sizeof *s->tile);
+    size_t at = a.at;
+    s->pages = fl_take(&a, 0, sizeof *s->pages);
+    return at;
+}
+
+FL_LOCAL void fl_cuda_layout(fl_cuda_backend *b, fl_arena *arena, const fl_cuda_options *o) {
+    const fl_limits *l = &o->limits;
+    size_t n = l->n_rows, units = fl_units(fl_cuda_widest(l));
+    b->o = *o;
+    b->normed = fl_take(arena, n, fl_padded(l->dim) * sizeof(float));
+    b->apart = fl_take(arena, n, fl_padded(fl_max(l->dim, l->ffn_dim)) * sizeof(float));
+    b->narrow = fl_take(arena, n, fl_padded(l->rank) * sizeof(float));
+    b->logits = fl_take(arena, n, o->vocab * sizeof(float));
+    for (size_t i = 0; i < (l->packed ? l->ordered ? FL_PARTS_MAX : 1 : 0); i++) {
+        fl_device_integers *to = &b->integers[i];
+        to->q = fl_take(arena, n, units * FL_UNIT);
+        to->scales = fl_take(arena, n, units * sizeof(float));
+        to->minus = fl_take(arena, n, units * sizeof(float));
+        to->sums = fl_take(arena, n, 2 * units * sizeof(int32_t));
+    }
+    size_t parts = fl_cuda_split_rows(b) * o->n_heads * fl_cuda_splits(2 * o->context);
+    b->parts = fl_take(arena, parts, l->head_dim * sizeof(float));
+    b->part_limits = fl_take(arena, parts, 2 * sizeof(float));
+    fl_cuda_shape most = {.rows = n, .tiles = fl_cuda_tiles(n, n, l->group, 1)};
+    size_t pages = n * fl_div_up(o->context, FL_PAGE_TOKENS) * sizeof(uint32_t);
+    b->staging_bytes = fl_cuda_place(&most, b, NULL) + pages;
+    b->staged = fl_take(arena, b->staging_bytes, 1);
+    b->angles = (const float *)(const void *)b->staged;
+}
+
+FL_LOCAL float *fl_cuda_angles(const fl_cuda_backend *b) {
+    return (float *)(void *)b->staging;
+}
+
+/* ---- Batches -- */
+
+/* The smallest power of two that is not below n, and its logarithm. */
+static size_t fl_log2_above(size_t n) {
+    size_t log2 = 0;
+    while ((size_t)1 << log2 < n) {
+        log2++;
+    }
+    return log2;
+}
+
+static size_t fl_power_above(size_t n) {
+    return (size_t)1 << fl_log2_above(n);
+}
+
+/* How many powers of two of rows are recorded with splits, and how many of splits. */
+static size_t fl_cuda_split_steps(const fl_cuda_backend *b) {
+    return fl_log2_above(fl_cuda_split_rows(b) + 1);
+}
+
+static size_t fl_cuda_split_kinds(const fl_cuda_backend *b) {
+    return fl_log2_above(fl_cuda_splits(b->o.context)) + 1;
+}
+
+/* Which shapes are recorded: rows 1, 2, 4 ... each with splits 1, 2, 4 ... as far as they are split. False: no more. */
+static bool fl_cuda_step_shape(const fl_cuda_backend *b, size_t step, fl_cuda_shape *s) {
+    size_t kinds = fl_cuda_split_kinds(b), with_splits = fl_cuda_split_steps(b) * kinds;
+    bool is_split = step < with_splits;
+    size_t log2 = is_split ? step / kinds : fl_cuda_split_steps(b) + step - with_splits;
+    memset(s, 0, sizeof *s);
+    s->rows = (size_t)1 << log2;
+    s->n_splits = is_split ? 1u << step % kinds : 1;
+    s->queries = (uint32_t)fl_min(fl_power_above(b->o.limits.group), FL_DEVICE_QUERIES);
+    s->tiles = s->rows * fl_div_up(b->o.limits.group, s->queries);
+    return step < FL_DEVICE_STEPS && s->rows <= fl_min(b->o.limits.n_rows, FL_STEP_ROWS_MAX);
+}
+
+/* The recorded step for a batch that only decodes; n_steps: there is none. */
+static size_t fl_cuda_step_of(const fl_cuda_backend *b, const fl_batch *batch, size_t n_splits) {
+    size_t rows = fl_log2_above(batch->n_rows), split_steps = fl_cuda_split_steps(b), kinds = fl_cuda_split_kinds(b);
+    size_t step = rows < split_steps ? rows * kinds + fl_log2_above(n_splits) : split_steps * kinds + rows - split_steps;
+    bool decodes = batch->n_runs == batch->n_rows && batch->n_wanted == batch->n_rows && !b->adapts;
+    return decodes && step < b->n_steps ? step : b->n_steps;
+}
+
+/* Splits of the longest run. */
+static size_t fl_cuda_longest(const fl_batch *batch) {
+    size_t longest = 0;
+    for (size_t i = 0; i < batch->n_runs; i++) {
+        longest = fl_max(longest, batch->runs[i].position + batch->runs[i].n_rows);
+    }
+    return fl_cuda_splits(longest);
+}
+
+static fl_cuda_shape fl_cuda_shape_of(const fl_cuda_backend *b, const fl_batch *batch, size_t n_splits) {
+    size_t group = b->o.limits.group, most = 0;
+    for (size_t i = 0; i < batch->n_runs; i++) {
+        most = fl_max(most, batch->runs[i].n_rows * group);
+    }
+    fl_cuda_shape s = {.rows = batch->n_rows};
+    s.queries = (uint32_t)fl_min(fl_power_above(most), FL_DEVICE_QUERIES);
+    s.n_splits = batch->n_rows <= fl_cuda_split_rows(b) ? (uint32_t)n_splits : 1;
+    s.tiles = fl_cuda_tiles(batch->n_rows, batch->n_runs, group, s.queries);
+    return s;
+}
+
+/* The batch as it is copied to the device; returns its end. */
+static size_t fl_cuda_stage(fl_cuda_backend *b, const fl_batch *batch, const fl_cuda_shape *shape) {
+    fl_cuda_shape s = *shape;
+    size_t end = fl_cuda_place(&s, b, b->staging), n_pages = 0, n_tiles = 0, group = b->o.limits.group;
+    for (size_t i = 0; i < batch->n_runs; i++) {
+        const fl_run *run = &batch->runs[i];
+        size_t pages = fl_div_up(run->position + run->n_rows, FL_PAGE_TOKENS), queries = run->n_rows * group;
+        for (size_t first = 0; first < queries; first += s.queries) {
+            fl_device_tile tile = {(uint32_t)run->first_row, run->position, (uint32_t)n_pages, (uint32_t)first,
+                                   (uint32_t)fl_min(queries - first, s.queries)};
+            s.tile[n_tiles++] = tile;
+        }
+        for (size_t row = run->first_row; row < run->first_row + run->n_rows; row++) {
+            s.adapters[row] = run->low_ranks;
+        }
+        memcpy(s.pages + n_pages, run->pages, pages * sizeof *s.pages);
+        n_pages += pages;
+    }
+    fl_device_counts counts = {(uint32_t)batch->n_rows, (uint32_t)batch->n_wanted, (uint32_t)n_tiles, 0};
+    *s.counts = counts;
+    memcpy(s.tokens, batch->tokens, batch->n_rows * sizeof *s.tokens);
+    memcpy(s.positions, batch->positions, batch->n_rows * sizeof *s.positions);
+    memcpy(s.slots, batch->slots, batch->n_rows * sizeof *s.slots);
+    memcpy(s.wanted, batch->wanted, batch->n_wanted * sizeof *s.wanted);
+    return end + n_pages * sizeof *s.pages;
+}
+
+/* The angles lie in fl_cuda_angles already. True: a recorded step does all of it. */
+static bool fl_cuda_begin(fl_backend *backend, const fl_batch *batch) {
+    fl_cuda_backend *b = fl_cuda_of(backend);
+    fl_cuda *c = b->cuda;
+    b->adapts = false;
+    for (size_t i = 0; i < batch->n_runs; i++) {
+        b->adapts = b->adapts || batch->runs[i].low_ranks != NULL;
+    }
+    size_t n_splits = fl_cuda_longest(batch), step = fl_cuda_step_of(b, batch, n_splits);
+    fl_cuda_shape shape;
+    if (step == b->n_steps || !fl_cuda_step_shape(b, step, &shape)) {
+        shape = fl_cuda_shape_of(b, batch, n_splits);
+    }
+    if (c->error != 0) {
+        return false;
+    }
+    size_t bytes = fl_cuda_stage(b, batch, &shape);
+    fl_cuda_place(&shape, b, b->staged);
+    b->shape = shape;
+    b->n_wanted = batch->n_wanted;
+    size_t first = (size_t)((uint8_t *)shape.counts - b->staged);
+    FL_CUDA_DO(c, upload(c->device, b->staged, b->staging, batch->n_rows * b->o.limits.head_dim * sizeof(float)));
+    FL_CUDA_DO(c, upload(c->device, b->staged + first, b->staging + first, bytes - first));
+    if (step < b->n_steps) {
+        FL_CUDA_DO(c, replay(c->device, step));
+    }
+    return step < b->n_steps;
+}
+
+static void fl_cuda_end(fl_backend *backend, float *logits) {
+    fl_cuda_backend *b = fl_cuda_of(backend);
+    fl_cuda *c = b->cuda;
+    if (b->n_wanted > 0) {
+        FL_CUDA_DO(c, download(c->device, logits, b->logits, b->n_wanted * b->o.vocab * sizeof *logits));
+    }
+    FL_CUDA_DO(c, wait(c->device));
+}
+
+static void fl_cuda_wait(fl_backend *backend) {
+    fl_cuda *c = fl_cuda_of(backend)->cuda;
+    FL_CUDA_DO(c, wait(c->device));
+}
+
+/* ---- Products -- */
+
+/* The integers that a part of a matrix meets: those of the first part with its order of columns. */
+static size_t fl_cuda_order_of(const fl_matrix *w, size_t part) {
+    size_t first = 0;
+    while (w->parts[first].order != w->parts[part].order) {
+        first++;
+    }
+    return first;
+}
+
+typedef struct fl_cuda_rows { /* those that meet a matrix */
+    const float *x; /* (n, stride) */
+    size_t stride;
+    const uint32_t *n, *which; /* on the device; which NULL: all */
+    size_t most;
+    const float *norm;
+    float epsilon;
+} fl_cuda_rows;
+
+/* Rows as the parts of w want them: normed, and as integers. Afterwards in->x are those for plain parts. */
+static void fl_cuda_prepare(fl_cuda_backend *b, fl_cuda_rows *in, const fl_matrix *w) {
+    fl_cuda *c = b->cuda;
+    bool has_plain = false;
+    for (size_t i = 0; i < w->n_parts; i++) {
+        has_plain = has_plain || !fl_is_packed(w->parts[i].type);
+    }
+    fl_device_rows rows = {.x = in->x, .stride = in->stride, .which = in->which, .n = in->n, .most = (uint32_t)in->most,
+                           .n_cols = (uint32_t)w->n_cols, .norm = in->norm, .epsilon = in->epsilon};
+    rows.normed = (has_plain || b->adapts) && in->norm != NULL ? b->normed : NULL;
+    for (size_t i = 0; i < w->n_parts; i++) {
+        if (fl_is_packed(w->parts[i].type) && fl_cuda_order_of(w, i) == i) {
+            rows.integers = b->integers[i];
+            rows.order = w->parts[i].order;
+            FL_CUDA_DO(c, rows(c->device, &rows));
+            rows.normed = NULL;
+            memset(&rows.integers, 0, sizeof rows.integers);
+        }
+    }
+    if (rows.normed != NULL) {
+        FL_CUDA_DO(c, rows(c->device, &rows));
+    }
+    in->x = in->norm != NULL ? b->normed : in->x;
+}
+
+/* Parts [first, end) of w, all of one type and order, to y. */
+static void fl_cuda_product_parts(fl_cuda_backend *b, const fl_cuda_rows *in, const fl_matrix *w, size_t first,
+                                  size_t end, int epilogue, float *y, size_t y_stride) {
+    fl_cuda *c = b->cuda;
+    fl_device_product p = {.type = (int)w->parts[first].type, .epilogue = epilogue, .n_parts = (uint32_t)(end - first),
+                           .n_cols = (uint32_t)w->n_cols, .n = in->n, .most = (uint32_t)in->most, .x = in->x,
+                           .x_stride = in->stride, .integers = b->integers[fl_cuda_order_of(w, first)], .y = y,
+                           .y_stride = y_stride};
+    for (size_t i = first; i < end; i++) {
+        fl_device_part part = {w->parts[i].data, w->parts[i].bias, (uint32_t)w->parts[i].n_rows};
+        p.parts[i - first] = part;
+    }
+    FL_CUDA_DO(c, product(c->device, &p));
+}
+
+/* y += what the rows' adapters have for a part of w. */
+static void fl_cuda_adapt(fl_cuda_backend *b, const fl_cuda_rows *in, const fl_matrix *w, size_t part, float *y,
+                          size_t y_stride) {
+    fl_cuda *c = b->cuda;
+    fl_device_adapt adapt = {(const fl_device_low_rank *const *)(const void *)b->shape.adapters,
+                             (uint32_t)(w->low_rank + part), in->n, (uint32_t)in->most, (uint32_t)w->n_cols,
+                             (uint32_t)w->parts[part].n_rows, in->x, in->stride, b->narrow,
+                             fl_padded(b->o.limits.rank), y, y_stride};
+    FL_CUDA_DO(c, adapt(c->device, &adapt));
+}
+
+/* y (rows, n) = the epilogue of y and b->apart */
+static void fl_cuda_combine(fl_cuda_backend *b, const fl_cuda_rows *in, int epilogue, size_t n, float *y) {
+    fl_cuda *c = b->cuda;
+    fl_device_combine combine = {epilogue, in->n, (uint32_t)in->most, (uint32_t)n, y, b->apart, fl_padded(n)};
+    FL_CUDA_DO(c, combine(c->device, &combine));
+}
+
+static bool fl_cuda_alike(const fl_part *a, const fl_part *b) {
+    return a->type == b->type && a->order == b->order;
+}
+
+/* y = x W^T + bias, or added to it; of adapters nothing. */
+static void fl_cuda_product(fl_cuda_backend *b, const fl_cuda_rows *in, const fl_matrix *w, int epilogue, float *y,
+                            size_t y_stride) {
+    for (size_t first = 0, end, column = 0; first < w->n_parts; first = end) {
+        size_t begin = column;
+        for (end = first; end < w->n_parts && fl_cuda_alike(&w->parts[first], &w->parts[end]); end++) {
+            column += w->parts[end].n_rows;
+        }
+        fl_cuda_product_parts(b, in, w, first, end, epilogue, y + begin, y_stride);
+    }
+}
+
+static fl_cuda_rows fl_cuda_rows_of(const fl_cuda_backend *b, const float *x, size_t n_cols, const float *norm,
+                                    float epsilon) {
+    fl_cuda_rows rows = {x, fl_padded(n_cols), &b->shape.counts->n_rows, NULL, b->shape.rows, norm, epsilon};
+    return rows;
+}
+
+/* ---- Ops -- */
+
+static void fl_cuda_embed(fl_backend *backend, const fl_matrix *table, const fl_batch *batch, float *x) {
+    fl_cuda_backend *b = fl_cuda_of(backend);
+    fl_device_embed e = {(int)table->parts[0].type, table->parts[0].data, (uint32_t)table->n_cols,
+                         (uint32_t)b->shape.rows, b->shape.counts, b->shape.tokens, x, fl_padded(table->n_cols)};
+    (void)batch;
+    FL_CUDA_DO(b->cuda, embed(b->cuda->device, &e));
+}
+
+static void fl_cuda_norm_qkv(fl_backend *backend, const fl_batch *batch, const float *x, const float *norm,
+                             float epsilon, const fl_matrix *w, float *qkv) {
+    fl_cuda_backend *b = fl_cuda_of(backend);
+    fl_cuda_rows rows = fl_cuda_rows_of(b, x, w->n_cols, norm, epsilon);
+    (void)batch;
+    fl_cuda_prepare(b, &rows, w);
+    fl_cuda_product(b, &rows, w, FL_DEVICE_STORE, qkv, fl_padded(w->n_rows));
+    for (size_t i = 0; i < w->n_parts && b->adapts; i++) {
+        fl_cuda_adapt(b, &rows, w, i, qkv, fl_padded(w->n_rows));
+        qkv += w->parts[i].n_rows;
+    }
+}
+
+static void fl_cuda_project_add(fl_backend *backend, const fl_batch *batch, const float *in, const fl_matrix *w,
+                                float *x) {
+    fl_cuda_backend *b = fl_cuda_of(backend);
+    fl_cuda_rows rows = fl_cuda_rows_of(b, in, w->n_cols, NULL, 0);
+    (void)batch;
+    size_t stride = fl_padded(w->n_rows);
+    fl_cuda_prepare(b, &rows, w);
+    if (!b->adapts) {
+        fl_cuda_product(b, &rows, w, FL_DEVICE_ADD, x, stride);
+        return;
+    }
+    fl_cuda_product(b, &rows, w, FL_DEVICE_STORE, b->apart, stride);
+    fl_cuda_adapt(b, &rows, w, 0, b->apart, stride);
+    fl_cuda_combine(b, &rows, FL_DEVICE_ADD, w->n_rows, x);
+}
+
+static void fl_cuda_norm_gate_up(fl_backend *backend, const fl_batch *batch, const float *x, const float *norm,
+                                 float epsilon, const fl_matrix *w, float *h) {
+    fl_cuda_backend *b = fl_cuda_of(backend);
+    fl_cuda_rows rows = fl_cuda_rows_of(b, x, w->n_cols, norm, epsilon);
+    size_t n = w->parts[0].n_rows, stride = fl_padded(n);
+    (void)batch;
+    fl_cuda_prepare(b, &rows, w);
+    if (fl_cuda_alike(&w->parts[0], &w->parts[1]) && !b->adapts) {
+        fl_cuda_product_parts(b, &rows, w, 0, 2, FL_DEVICE_GATE_UP, h, stride);
+        return;
+    }
+    for (size_t i = 0; i < 2; i++) {
+        float *to = i == 0 ? h : b->apart;
+        fl_cuda_product_parts(b, &rows, w, i, i + 1, FL_DEVICE_STORE, to, stride);
+        if (b->adapts) {
+            fl_cuda_adapt(b, &rows, w, i, to, stride);
+        }
+    }
+    fl_cuda_combine(b, &rows, FL_DEVICE_GATE_UP, n, h);
+}
+
+static void fl_cuda_norm_head(fl_backend *backend, const fl_batch *batch, const float *x, const float *norm,
+                              float epsilon, const fl_matrix *head, size_t first, size_t n, float *logits) {
+    fl_cuda_backend *b = fl_cuda_of(backend);
+    fl_cuda_rows rows = fl_cuda_rows_of(b, x, head->n_cols, norm, epsilon);
+    fl_matrix part = *head; /* one part, as every head */
+    size_t before = fl_cuda_matrix_bytes(head->parts[0].type, first, head->n_cols);
+    (void)logits; /* brought there by fl_cuda_end */
+    b->adapts = false; /* the head has none */
+    rows.n = &b->shape.counts->n_wanted;
+    rows.which = b->shape.wanted;
+    rows.most = batch->n_wanted;
+    part.n_rows = part.parts[0].n_rows = n;
+    part.parts[0].data = (const uint8_t *)head->parts[0].data + before;
+    fl_cuda_prepare(b, &rows, &part);
+    fl_cuda_product(b, &rows, &part, FL_DEVICE_STORE, b->logits + first, b->o.vocab);
+}
+
+static fl_device_kv fl_cuda_kv(const fl_kv *kv, size_t layer) {
+    size_t at = fl_kv_offset(kv, layer, 0, 0);
+    fl_device_kv of = {kv->k + at, kv->v + at, (int)kv->type, FL_PAGE_TOKENS, (uint32_t)kv->n_kv_heads,
+                       (uint32_t)kv->head_dim};
+    return of;
+}
+
+static void fl_cuda_rope_store(fl_backend *backend, const fl_attention *a, const fl_batch *batch, const float *angles,
+                               fl_kv *kv, size_t layer, float *qkv) {
+    fl_cuda_backend *b = fl_cuda_of(backend);
+    size_t qkv_dim = (a->n_heads + 2 * a->n_kv_heads) * a->head_dim;
+    fl_device_rope rope = {fl_cuda_kv(kv, layer), b->shape.counts, (uint32_t)b->shape.rows, (uint32_t)a->n_heads,
+                           b->shape.slots, a->q_norm, a->k_norm, a->norm_epsilon, b->angles, qkv, fl_padded(qkv_dim)};
+    (void)batch;
+    (void)angles; /* copied by fl_cuda_begin */
+    FL_CUDA_DO(b->cuda, rope_store(b->cuda->device, &rope));
+}
+
+static void fl_cuda_attend(fl_backend *backend, const fl_attention *a, const fl_batch *batch, const fl_kv *kv,
+                           size_t layer, size_t kv_head, size_t n, const float *qkv, float *out) {
+    fl_cuda_backend *b = fl_cuda_of(backend);
+    const fl_cuda_shape *s = &b->shape;
+    size_t qkv_dim = (a->n_heads + 2 * a->n_kv_heads) * a->head_dim;
+    fl_device_attend attend = {.kv = fl_cuda_kv(kv, layer), .counts = s->counts, .most_tiles = (uint32_t)s->tiles,
+                               .most_rows = (uint32_t)s->rows, .queries = s->queries, .n_heads = (uint32_t)a->n_heads,
+                               .kv_head = (uint32_t)kv_head, .n_kv_heads = (uint32_t)n, .n_splits = s->n_splits,
+                               .split_tokens = FL_SPLIT_TOKENS, .window = a->window, .scale = a->scale, .tiles = s->tile,
+                               .pages = s->pages, .positions = s->positions, .qkv = qkv,
+                               .qkv_stride = fl_padded(qkv_dim), .out = out,
+                               .out_stride = fl_padded(a->n_heads * a->head_dim), .parts = b->parts,
+                               .limits = b->part_limits};
+    (void)batch;
+    FL_CUDA_DO(b->cuda, attend(b->cuda->device, &attend));
+}
+
+/* ---- Recording -- */
+
+FL_LOCAL bool fl_cuda_record_begin(fl_cuda_backend *b, size_t i, fl_batch *batch) {
+    fl_cuda *c = b->cuda;
+    if (i >= FL_DEVICE_STEPS || c->error != 0 || !fl_cuda_step_shape(b, i, &b->shape)) {
+        return false;
+    }
+    fl_cuda_place(&b->shape, b, b->staged);
+    memset(batch, 0, sizeof *batch);
+    batch->n_rows = batch->n_runs = batch->n_wanted = b->shape.rows;
+    FL_CUDA_DO(c, record(c->device));
+    return true;
+}
+
+FL_LOCAL void fl_cuda_record_end(fl_cuda_backend *b) {
+    fl_cuda *c = b->cuda;
+    int code = c->api->recorded(c->device, b->n_steps); /* ends recording even if an op failed */
+    c->error = c->error != 0 ? c->error : code;
+    b->n_steps += c->error == 0;
+}
+
+static const fl_ops fl_cuda_ops = {
+    fl_cuda_begin,       fl_cuda_end,          fl_cuda_wait,      fl_cuda_embed, fl_cuda_norm_qkv, fl_cuda_rope_store,
+    fl_cuda_attend,      fl_cuda_project_add,  fl_cuda_norm_gate_up, fl_cuda_norm_head, NULL,
+};
+
+FL_LOCAL folollm_status fl_cuda_start(fl_cuda_backend *b, fl_cuda *cuda, folollm_error *error) {
+    void *staging = NULL;
+    b->base.ops = &fl_cuda_ops;
+    b->base.name = "cuda";
+    b->cuda = cuda;
+    int code = cuda->api->alloc_host(cuda->device, b->staging_bytes, &staging);
+    if (code != 0) {
+        return fl_fail(error, FOLOLLM_E_MEMORY, "CUDA device %u: %u bytes of page-locked memory: %s",
+                       (uint64_t)cuda->ordinal, (uint64_t)b->staging_bytes, cuda->api->error_text(code));
+    }
+    b->staging = staging;
+    return FOLOLLM_OK;
+}
+
+FL_LOCAL void fl_cuda_stop(fl_cuda_backend *b) {
+    if (b->staging != NULL) {
+        b->cuda->api->wait(b->cuda->device);
+        b->cuda->api->release_host(b->cuda->device, b->staging);
+        b->staging = NULL;
+    }
+}

@@ -1,0 +1,105 @@
+/* The CUDA backend: ops.h over the kernels of folollm_kernels.cu (device.h). It gives the bits of the CPU backend.
+ *
+ * An op only starts its kernels: they run one after the other in the device's stream, and fl_ops.end waits. A failure is
+ * kept until fl_cuda_status asks for it, and makes everything until then do nothing. Steps that only decode are recorded
+ * as CUDA graphs when the backend is opened, one for each number of rows and of splits of the attention, rounded up, and
+ * then take one launch. Nothing is allocated after opening. */
+#ifndef FL_CUDA_H
+#define FL_CUDA_H
+
+#include "ops/device.h"
+#include "ops/packed.h"
+
+typedef struct fl_cuda { /* an open device */
+    const fl_device_api *api;
+    fl_device *device; /* api->device_bytes */
+    fl_device_info info;
+    uint32_t ordinal;
+    int error;  /* of the runtime; 0: none since fl_cuda_status */
+    bool lost;  /* nothing works on this device any more */
+} fl_cuda;
+
+/* FOLOLLM_E_UNSUPPORTED: built without FOLOLLM_CUDA, or of two versions. FOLOLLM_E_DEVICE: there is no such device, or it fails. */
+FL_LOCAL folollm_status fl_cuda_open(fl_memory *m, fl_cuda *c, uint32_t ordinal, folollm_error *error);
+FL_LOCAL void fl_cuda_close(fl_memory *m, fl_cuda *c);
+
+/* Bytes of the host that an open device takes; 0: this build has none. */
+FL_LOCAL size_t fl_cuda_host_bytes(void);
+FL_LOCAL folollm_status fl_no_cuda(folollm_error *error);
+
+/* Wait, and say what failed since the last time; it can be tried again unless the device is lost. */
+FL_LOCAL folollm_status fl_cuda_status(fl_cuda *c, folollm_error *error);
+
+/* To the device, before what is started next; between the host and the device, which has done it when they return; and
+ * within it, `height` pieces of `width` bytes that lie `pitch` apart. What fails is kept for fl_cuda_status. */
+FL_LOCAL void fl_cuda_upload(fl_cuda *c, void *to, const void *from, size_t n_bytes);
+FL_LOCAL void fl_cuda_read(fl_cuda *c, void *to, const void *from, size_t n_bytes);
+FL_LOCAL void fl_cuda_write(fl_cuda *c, void *to, const void *from, size_t n_bytes);
+FL_LOCAL void fl_cuda_copy(fl_cuda *c, void *to, const void *from, size_t pitch, size_t width, size_t height);
+
+/* As fl_arena_open and fl_arena_close, on the device: what is taken can be handed to it and must not be touched here. */
+FL_LOCAL folollm_status fl_cuda_arena_open(fl_cuda *c, fl_arena *a, const char *what, folollm_error *error);
+FL_LOCAL void fl_cuda_arena_close(fl_cuda *c, fl_arena *a);
+
+/* Bytes of a matrix, or of a part of it, on the device: plain ones come in chunks of columns. Saturates. */
+FL_LOCAL size_t fl_cuda_matrix_bytes(fl_dtype type, size_t n_rows, size_t n_cols);
+
+/* Rows of a part of a matrix to the device; piece: room there of FL_CUDA_PIECE bytes. Fails as fl_cuda_status. */
+#define FL_CUDA_PIECE ((size_t)32 << 20)
+FL_LOCAL void fl_cuda_upload_part(fl_cuda *c, const fl_part *part, size_t n_cols, void *piece, void *to);
+
+/* The low ranks of an adapter, n of them, and all that they point to lie in an arena of the host. That is copied; theirs
+ * become pointers on the device, and *bound is what is to stand in an fl_run. fl_cuda_release gives it back. */
+FL_LOCAL folollm_status fl_cuda_upload_low_ranks(fl_cuda *c, const fl_arena *arena, fl_low_rank *low_ranks, size_t n,
+                                                 const fl_low_rank **bound, folollm_error *error);
+FL_LOCAL void fl_cuda_release(fl_cuda *c, const void *bound);
+
+typedef struct fl_cuda_options {
+    fl_limits limits;
+    size_t vocab, context, n_heads;
+} fl_cuda_options;
+
+/* What a batch is on the device: the same offsets from both ends of the copy. */
+typedef struct fl_cuda_shape {
+    size_t rows, tiles; /* at most; the device has the numbers of the batch at hand */
+    uint32_t queries, n_splits;
+    fl_device_counts *counts;
+    folollm_token *tokens;
+    uint32_t *positions, *slots, *wanted, *pages;
+    const fl_low_rank **adapters;
+    fl_device_tile *tile;
+} fl_cuda_shape;
+
+typedef struct fl_cuda_backend {
+    fl_backend base; /* first: an fl_backend * points here */
+    fl_cuda *cuda;   /* not owned */
+    fl_cuda_options o;
+    float *normed, *apart, *logits; /* (n_rows, dim), (n_rows, dim or ffn_dim), (n_rows, vocab) */
+    float *narrow; /* (n_rows, rank) rows times the a of their adapters */
+    fl_device_integers integers[FL_PARTS_MAX]; /* one for each order of columns */
+    float *parts, *part_limits;  /* of attention: see device.h */
+    uint8_t *staged, *staging;   /* the batch on the device, and what it is copied from */
+    size_t staging_bytes;
+    const float *angles;         /* on the device */
+    fl_cuda_shape shape;         /* on the device */
+    size_t n_steps;              /* recorded */
+    size_t n_wanted;             /* rows of logits to bring back */
+    bool adapts;                 /* have some rows adapters? */
+} fl_cuda_backend;
+
+/* Lay out memory of the device for batches up to the limits (dry, then real). */
+FL_LOCAL void fl_cuda_layout(fl_cuda_backend *b, fl_arena *arena, const fl_cuda_options *o);
+
+/* After the real layout; on failure, too, fl_cuda_stop gives back what it takes. */
+FL_LOCAL folollm_status fl_cuda_start(fl_cuda_backend *b, fl_cuda *cuda, folollm_error *error);
+FL_LOCAL void fl_cuda_stop(fl_cuda_backend *b);
+
+/* Room for the angles of a batch, (n_rows, head_dim): they are taken from here. */
+FL_LOCAL float *fl_cuda_angles(const fl_cuda_backend *b);
+
+/* Recording: for i from 0 on, until false, there is a step to be recorded. Between begin and end its ops are to be
+ * called for *batch, whose arrays stand for those of any batch. */
+FL_LOCAL bool fl_cuda_record_begin(fl_cuda_backend *b, size_t i, fl_batch *batch);
+FL_LOCAL void fl_cuda_record_end(fl_cuda_backend *b);
+
+#endif

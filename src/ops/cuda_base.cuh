@@ -1,0 +1,162 @@
+/* What all kernels stand on: arithmetic that rounds where the CPU's does, sums of sixteen lanes, launches.
+ *
+ * Bits come first. Nothing here may be contracted, so additions and products are written as intrinsics; a sum runs in
+ * sixteen lanes, each a chain of fused multiply-adds, and ends in the tree of fl_lanes_sum; exp is that of kernels.inc.
+ * Threads are then free to take any lanes of any outputs. */
+#ifndef FL_CUDA_BASE_CUH
+#define FL_CUDA_BASE_CUH
+
+#include "ops/device.h"
+
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <float.h>
+
+#ifndef FL_DYNAMIC_SHARED /* a host that runs kernels has its own */
+#define FL_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#endif
+
+#define FL_WARP 32
+#define FL_EVERY 0xFFFFFFFFu /* lane of a warp */
+#define FL_LANES 16
+#define FL_UNIT 32
+#define FL_BLOCK_TOKENS 64
+
+struct fl_device {
+    int ordinal;
+    cudaStream_t stream;
+    cudaGraphExec_t steps[FL_DEVICE_STEPS];
+};
+
+/* Makes the device current while it lives, and the one that was current before again afterwards. */
+struct fl_current {
+    int before;
+    bool changed;
+    explicit fl_current(const fl_device *d) : before(0), changed(false) {
+        changed = cudaGetDevice(&before) == cudaSuccess && before != d->ordinal;
+        if (changed) {
+            cudaSetDevice(d->ordinal);
+        }
+    }
+    ~fl_current() {
+        if (changed) {
+            cudaSetDevice(before);
+        }
+    }
+};
+
+template <class... P>
+static int fl_launch(fl_device *d, void (*kernel)(P...), dim3 grid, unsigned threads, size_t shared, P... arguments) {
+    fl_current current(d);
+    if (shared > 48u << 10) { /* more than this must be asked for */
+        cudaError_t error = cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                 (int)shared);
+        if (error != cudaSuccess) {
+            return error;
+        }
+    }
+    cudaLaunchConfig_t how = {};
+    how.gridDim = grid;
+    how.blockDim = dim3(threads, 1, 1);
+    how.dynamicSmemBytes = shared;
+    how.stream = d->stream;
+    return cudaLaunchKernelEx(&how, kernel, arguments...);
+}
+
+static inline unsigned fl_blocks(size_t n, size_t of) {
+    return (unsigned)((n + of - 1) / of);
+}
+
+/* The stride of rows of n floats: as ops.h has it. */
+__host__ __device__ __forceinline__ uint32_t fl_padded(uint32_t n) {
+    return ((n + FL_LANES - 1) / FL_LANES | 1) * FL_LANES;
+}
+
+/* ---- Arithmetic -- */
+
+__device__ __forceinline__ bool fl_finite(float x) {
+    return (__float_as_uint(x) & 0x7F800000u) != 0x7F800000u;
+}
+
+__device__ __forceinline__ float fl_most(float a, float b) { /* b if either is a NaN */
+    return a > b ? a : b;
+}
+
+__device__ __forceinline__ float fl_least(float a, float b) {
+    return a < b ? a : b;
+}
+
+__device__ __forceinline__ float fl_bf16(uint32_t bits) {
+    return __uint_as_float(bits << 16);
+}
+
+__device__ __forceinline__ float fl_f16(uint32_t bits) {
+    return __half2float(__ushort_as_half((unsigned short)bits));
+}
+
+__device__ __forceinline__ unsigned short fl_to_bf16(float f) {
+    uint32_t u = __float_as_uint(f);
+    return (unsigned short)((u & 0x7FFFFFFFu) > 0x7F800000u ? (u >> 16 | 0x40u) : (u + 0x7FFFu + (u >> 16 & 1u)) >> 16);
+}
+
+__device__ __forceinline__ float fl_exp(float x) {
+    x = fl_least(88.0f, x);
+    float n = rintf(__fmul_rn(fl_most(x, -87.0f), 1.44269504f));
+    float r = __fmaf_rn(n, -0.693359375f, x);
+    r = __fmaf_rn(n, 2.12194440e-4f, r);
+    float y = 1.0f / 5040;
+    y = __fmaf_rn(y, r, 1.0f / 720);
+    y = __fmaf_rn(y, r, 1.0f / 120);
+    y = __fmaf_rn(y, r, 1.0f / 24);
+    y = __fmaf_rn(y, r, 1.0f / 6);
+    y = __fmaf_rn(y, r, 0.5f);
+    y = __fmaf_rn(y, r, 1.0f);
+    y = __fmaf_rn(y, r, 1.0f);
+    y = __fmul_rn(y, __uint_as_float((uint32_t)(__float2int_rn(n) + 127) << 23));
+    return x < -87.0f ? 0.0f : y;
+}
+
+__device__ __forceinline__ float fl_silu_mul(float g, float u) {
+    return __fmul_rn(__fdiv_rn(g, __fadd_rn(1.0f, fl_exp(__fsub_rn(0.0f, g)))), u);
+}
+
+/* ---- Sixteen lanes: half a warp; all threads of the warp must come -- */
+
+__device__ __forceinline__ float fl_lanes_sum(float v) {
+    for (int half = 8; half > 0; half /= 2) {
+        v = __fadd_rn(v, __shfl_xor_sync(FL_EVERY, v, half, FL_LANES));
+    }
+    return v;
+}
+
+__device__ __forceinline__ float fl_lanes_most(float v) {
+    for (int half = 8; half > 0; half /= 2) {
+        v = fl_most(v, __shfl_xor_sync(FL_EVERY, v, half, FL_LANES));
+    }
+    return v;
+}
+
+__device__ __forceinline__ int fl_lanes_isum(int v) {
+    for (int half = 8; half > 0; half /= 2) {
+        v += __shfl_xor_sync(FL_EVERY, v, half, FL_LANES);
+    }
+    return v;
+}
+
+__device__ __forceinline__ float fl_warp_most(float v) {
+    v = fl_lanes_most(v);
+    return fl_most(v, __shfl_xor_sync(FL_EVERY, v, FL_LANES));
+}
+
+/* 1 / sqrt(mean of squares + epsilon) of x (n), in shared memory. */
+__device__ __forceinline__ float fl_norm_scale(const float *x, uint32_t n, float epsilon) {
+    uint32_t lane = threadIdx.x % FL_LANES;
+    float sum = 0;
+    for (uint32_t i = lane; i < n; i += FL_LANES) {
+        sum = __fmaf_rn(x[i], x[i], sum);
+    }
+    sum = fl_lanes_sum(sum);
+    return __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(sum, (float)n), epsilon)));
+}
+
+#endif

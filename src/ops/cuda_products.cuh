@@ -1,0 +1,350 @@
+/* Products of rows with matrices.
+ *
+ * Plain weights: half a warp has OUTS rows of W and ROWS of x; a thread of it has one lane of all their sums, and reads
+ * eight of its weights at once. A row of x is read again by every half warp, out of the nearest cache.
+ *
+ * Packed weights: a block of threads has sixteen rows of W. Sixteen half warps each multiply one unit of 32 columns, a
+ * thread a row, as integers, which are exact in any order; then a thread for each output adds the units up, in order. */
+#ifndef FL_CUDA_PRODUCTS_CUH
+#define FL_CUDA_PRODUCTS_CUH
+
+#include "ops/cuda_weights.cuh"
+
+/* Which part a block has, of those that stand one behind the other. */
+struct fl_place {
+    uint32_t part, block; /* of the part */
+    size_t column;        /* of y where the part begins */
+};
+
+__device__ __forceinline__ fl_place fl_place_of(const fl_device_product &a, uint32_t block, uint32_t outs) {
+    fl_place p = {0, block, 0};
+    for (uint32_t n; p.part + 1 < a.n_parts && p.block >= (n = (a.parts[p.part].n_rows + outs - 1) / outs); p.part++) {
+        p.block -= n;
+        p.column += a.parts[p.part].n_rows;
+    }
+    return p;
+}
+
+static unsigned fl_places(const fl_device_product *a, uint32_t outs) {
+    unsigned n = 0;
+    for (uint32_t i = 0; i < (a->epilogue == FL_DEVICE_GATE_UP ? 1 : a->n_parts); i++) {
+        n += fl_blocks(a->parts[i].n_rows, outs);
+    }
+    return n;
+}
+
+/* One output; sum: of the row of the part, up: of the same row of the second part. */
+__device__ __forceinline__ void fl_put(const fl_device_product &a, const fl_place &p, uint32_t row, uint32_t out,
+                                       float sum, float up) {
+    const float *bias = a.parts[p.part].bias;
+    float *y = a.y + row * a.y_stride + p.column + out;
+    sum = bias != NULL ? __fadd_rn(sum, bias[out]) : sum;
+    if (a.epilogue == FL_DEVICE_GATE_UP) {
+        up = a.parts[1].bias != NULL ? __fadd_rn(up, a.parts[1].bias[out]) : up;
+        *y = fl_silu_mul(sum, up);
+    } else {
+        *y = a.epilogue == FL_DEVICE_ADD ? __fadd_rn(*y, sum) : sum;
+    }
+}
+
+/* ---- Plain -- */
+
+#define FL_PLAIN_THREADS 128
+
+/* sums += one chunk of columns; LAST: it may end early. */
+template <int TYPE, int MATRICES, int OUTS, int ROWS, bool LAST>
+__device__ __forceinline__ void fl_plain_chunk(const unsigned char *const w[MATRICES][OUTS], size_t at,
+                                               const float *const x[ROWS], uint32_t column, uint32_t n_cols,
+                                               float sums[MATRICES][OUTS][ROWS]) {
+    uint32_t lane = threadIdx.x % FL_LANES;
+    float numbers[MATRICES][OUTS][FL_STEPS];
+#pragma unroll
+    for (int m = 0; m < MATRICES; m++) {
+#pragma unroll
+        for (int o = 0; o < OUTS; o++) {
+            fl_plain_load<TYPE>(w[m][o] + at, numbers[m][o]);
+        }
+    }
+#pragma unroll
+    for (int s = 0; s < FL_STEPS; s++) {
+        uint32_t k = column + s * FL_LANES + lane;
+        float a[ROWS];
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            a[r] = !LAST || k < n_cols ? x[r][k] : 0.0f;
+        }
+#pragma unroll
+        for (int m = 0; m < MATRICES; m++) {
+#pragma unroll
+            for (int o = 0; o < OUTS; o++) {
+#pragma unroll
+                for (int r = 0; r < ROWS; r++) {
+                    sums[m][o][r] = __fmaf_rn(a[r], numbers[m][o][s], sums[m][o][r]);
+                }
+            }
+        }
+    }
+}
+
+template <int TYPE, int MATRICES, int OUTS, int ROWS>
+__global__ void __launch_bounds__(FL_PLAIN_THREADS) fl_plain_kernel(fl_device_product a) {
+    constexpr uint32_t teams = FL_PLAIN_THREADS / FL_LANES, lane_bytes = FL_STEPS * fl_plain_bytes<TYPE>();
+    uint32_t n = *a.n, first = blockIdx.y * ROWS, lane = threadIdx.x % FL_LANES;
+    if (first >= n) {
+        return;
+    }
+    fl_place p = fl_place_of(a, blockIdx.x, teams * OUTS);
+    uint32_t out = (p.block * teams + threadIdx.x / FL_LANES) * OUTS, n_outs = a.parts[p.part].n_rows;
+    size_t row_bytes = (size_t)((a.n_cols + FL_DEVICE_CHUNK - 1) / FL_DEVICE_CHUNK) * FL_LANES * lane_bytes;
+    const unsigned char *w[MATRICES][OUTS];
+    const float *x[ROWS];
+    float sums[MATRICES][OUTS][ROWS];
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        x[r] = a.x + min(first + r, n - 1) * a.x_stride; /* behind the last row: that again */
+#pragma unroll
+        for (int m = 0; m < MATRICES; m++) {
+#pragma unroll
+            for (int o = 0; o < OUTS; o++) {
+                sums[m][o][r] = 0;
+            }
+        }
+    }
+#pragma unroll
+    for (int m = 0; m < MATRICES; m++) {
+#pragma unroll
+        for (int o = 0; o < OUTS; o++) {
+            w[m][o] = (const unsigned char *)a.parts[p.part + m].data + min(out + o, n_outs - 1) * row_bytes +
+                      lane * lane_bytes;
+        }
+    }
+    uint32_t column = 0;
+    size_t at = 0;
+    for (; column + FL_DEVICE_CHUNK <= a.n_cols; column += FL_DEVICE_CHUNK, at += FL_LANES * lane_bytes) {
+        fl_plain_chunk<TYPE, MATRICES, OUTS, ROWS, false>(w, at, x, column, a.n_cols, sums);
+    }
+    if (column < a.n_cols) {
+        fl_plain_chunk<TYPE, MATRICES, OUTS, ROWS, true>(w, at, x, column, a.n_cols, sums);
+    }
+#pragma unroll
+    for (int o = 0; o < OUTS; o++) {
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            float sum = fl_lanes_sum(sums[0][o][r]), up = MATRICES == 2 ? fl_lanes_sum(sums[MATRICES - 1][o][r]) : 0;
+            if (lane == (uint32_t)(o * ROWS + r) % FL_LANES && out + o < n_outs && first + r < n) {
+                fl_put(a, p, first + r, out + o, sum, up);
+            }
+        }
+    }
+}
+
+template <int TYPE, int MATRICES, int OUTS, int ROWS>
+static int fl_plain_launch(fl_device *d, const fl_device_product *a) {
+    dim3 grid(fl_places(a, FL_PLAIN_THREADS / FL_LANES * OUTS), fl_blocks(a->most, ROWS), 1);
+    return fl_launch(d, fl_plain_kernel<TYPE, MATRICES, OUTS, ROWS>, grid, FL_PLAIN_THREADS, 0, *a);
+}
+
+template <int TYPE, int MATRICES>
+static int fl_plain_product(fl_device *d, const fl_device_product *a) {
+    return a->most == 1   ? fl_plain_launch<TYPE, MATRICES, 4 / MATRICES, 1>(d, a)
+           : a->most == 2 ? fl_plain_launch<TYPE, MATRICES, 4 / MATRICES, 2>(d, a)
+           : a->most <= 4 ? fl_plain_launch<TYPE, MATRICES, 4 / MATRICES, 4>(d, a)
+                          : fl_plain_launch<TYPE, MATRICES, 8 / MATRICES, 8>(d, a);
+}
+
+/* ---- Packed -- */
+
+#define FL_PACKED_THREADS 256
+#define FL_PACKED_TEAMS (FL_PACKED_THREADS / FL_LANES)
+
+/* What the half warps leave for those that add it up: one round of units. */
+template <int HALVES, int ROWS>
+struct fl_packed_round {
+    int dots[FL_PACKED_TEAMS * HALVES][ROWS][FL_LANES];
+    float scales[FL_PACKED_TEAMS * HALVES][FL_LANES], mins[FL_PACKED_TEAMS][FL_LANES];
+};
+
+/* The integers of one unit of one row of W with those of ROWS rows of x. */
+template <int TYPE, int ROWS>
+__device__ __forceinline__ void fl_packed_unit(const fl_device_product &a, const void *data, size_t slab, uint32_t unit,
+                                               uint32_t first, uint32_t n,
+                                               fl_packed_round<fl_halves(TYPE), ROWS> &round) {
+    constexpr int halves = fl_halves(TYPE);
+    uint32_t lane = threadIdx.x % FL_LANES, team = threadIdx.x / FL_LANES, n_units = (a.n_cols + FL_UNIT - 1) / FL_UNIT;
+    fl_unit u = fl_unit_of(TYPE, data, a.n_cols, slab, unit);
+    uint32_t words[8];
+    fl_unit_words<TYPE>(u, lane, words);
+#pragma unroll
+    for (int h = 0; h < halves; h++) {
+        round.scales[team * halves + h][lane] = fl_unit_scale<TYPE>(u, h, lane);
+    }
+    if (fl_has_mins(TYPE)) {
+        round.mins[team][lane] = fl_unit_min<TYPE>(u, lane);
+    }
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        size_t at = (size_t)min(first + r, n - 1) * n_units + unit;
+        const int4 *q = (const int4 *)(a.integers.q + at * FL_UNIT);
+        int4 low = q[0], high = q[1];
+        int x[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+        for (int h = 0; h < halves; h++) {
+            int sum = halves == 2 ? a.integers.sums[2 * at + h] : a.integers.sums[2 * at] + a.integers.sums[2 * at + 1];
+            sum *= -fl_offset(TYPE);
+#pragma unroll
+            for (int i = 8 / halves * h; i < 8 / halves * (h + 1); i++) {
+                sum = __dp4a((int)words[i], x[i], sum);
+            }
+            round.dots[team * halves + h][r][lane] = sum;
+        }
+    }
+}
+
+/* total += the units [unit, n_units) of a round. */
+template <int TYPE, int ROWS>
+__device__ __forceinline__ float fl_packed_add(const fl_device_product &a, uint32_t unit, uint32_t row, uint32_t r,
+                                               uint32_t lane, const fl_packed_round<fl_halves(TYPE), ROWS> &round,
+                                               float total) {
+    constexpr uint32_t halves = fl_halves(TYPE);
+    uint32_t n_units = (a.n_cols + FL_UNIT - 1) / FL_UNIT, n = min(n_units - unit, (uint32_t)FL_PACKED_TEAMS);
+    const float *scales = a.integers.scales + (size_t)row * n_units + unit;
+    const float *minus = a.integers.minus + (size_t)row * n_units + unit;
+    for (uint32_t i = 0; i < n; i++) {
+#pragma unroll
+        for (uint32_t h = 0; h < halves; h++) {
+            float both = __fmul_rn(round.scales[i * halves + h][lane], scales[i]);
+            total = __fmaf_rn((float)round.dots[i * halves + h][r][lane], both, total);
+        }
+        if (fl_has_mins(TYPE)) {
+            total = __fmaf_rn(round.mins[i][lane], minus[i], total);
+        }
+    }
+    return total;
+}
+
+template <int TYPE, int MATRICES, int ROWS>
+__global__ void __launch_bounds__(FL_PACKED_THREADS) fl_packed_kernel(fl_device_product a) {
+    __shared__ fl_packed_round<fl_halves(TYPE), ROWS> rounds[2];
+    uint32_t n = *a.n, first = blockIdx.y * ROWS, n_units = (a.n_cols + FL_UNIT - 1) / FL_UNIT;
+    uint32_t lane = threadIdx.x % FL_LANES, team = threadIdx.x / FL_LANES, now = 0;
+    if (first >= n) {
+        return;
+    }
+    fl_place p = fl_place_of(a, blockIdx.x, FL_LANES);
+    float totals[MATRICES];
+#pragma unroll
+    for (int m = 0; m < MATRICES; m++) {
+        totals[m] = 0;
+        for (uint32_t unit = 0; unit < n_units; unit += FL_PACKED_TEAMS, now ^= 1) {
+            if (unit + team < n_units) {
+                fl_packed_unit<TYPE, ROWS>(a, a.parts[p.part + m].data, p.block, unit + team, first, n, rounds[now]);
+            }
+            __syncthreads(); /* the next round has the other half: nobody waits for those that add */
+            if (team < ROWS && first + team < n) {
+                totals[m] = fl_packed_add<TYPE, ROWS>(a, unit, first + team, team, lane, rounds[now], totals[m]);
+            }
+        }
+    }
+    uint32_t out = p.block * FL_LANES + lane;
+    if (team < ROWS && first + team < n && out < a.parts[p.part].n_rows) {
+        fl_put(a, p, first + team, out, totals[0], totals[MATRICES - 1]);
+    }
+}
+
+template <int TYPE, int MATRICES, int ROWS>
+static int fl_packed_launch(fl_device *d, const fl_device_product *a) {
+    dim3 grid(fl_places(a, FL_LANES), fl_blocks(a->most, ROWS), 1);
+    return fl_launch(d, fl_packed_kernel<TYPE, MATRICES, ROWS>, grid, FL_PACKED_THREADS, 0, *a);
+}
+
+template <int TYPE, int MATRICES>
+static int fl_packed_product(fl_device *d, const fl_device_product *a) {
+    return a->most == 1   ? fl_packed_launch<TYPE, MATRICES, 1>(d, a)
+           : a->most == 2 ? fl_packed_launch<TYPE, MATRICES, 2>(d, a)
+           : a->most <= 4 ? fl_packed_launch<TYPE, MATRICES, 4>(d, a)
+                          : fl_packed_launch<TYPE, MATRICES, 8>(d, a);
+}
+
+/* ---- Either -- */
+
+template <int MATRICES>
+static int fl_product_of(fl_device *d, const fl_device_product *a) {
+    switch (a->type) {
+    case FL_DEVICE_F32: return fl_plain_product<FL_DEVICE_F32, MATRICES>(d, a);
+    case FL_DEVICE_F16: return fl_plain_product<FL_DEVICE_F16, MATRICES>(d, a);
+    case FL_DEVICE_BF16: return fl_plain_product<FL_DEVICE_BF16, MATRICES>(d, a);
+    case FL_DEVICE_Q8: return fl_packed_product<FL_DEVICE_Q8, MATRICES>(d, a);
+    case FL_DEVICE_Q8_ROW: return fl_packed_product<FL_DEVICE_Q8_ROW, MATRICES>(d, a);
+    case FL_DEVICE_Q4: return fl_packed_product<FL_DEVICE_Q4, MATRICES>(d, a);
+    case FL_DEVICE_Q4_K: return fl_packed_product<FL_DEVICE_Q4_K, MATRICES>(d, a);
+    case FL_DEVICE_Q5_K: return fl_packed_product<FL_DEVICE_Q5_K, MATRICES>(d, a);
+    case FL_DEVICE_Q6_K: return fl_packed_product<FL_DEVICE_Q6_K, MATRICES>(d, a);
+    default: return fl_packed_product<FL_DEVICE_Q4_ZERO, MATRICES>(d, a);
+    }
+}
+
+static int fl_product(fl_device *d, const fl_device_product *a) {
+    return a->epilogue == FL_DEVICE_GATE_UP ? fl_product_of<2>(d, a) : fl_product_of<1>(d, a);
+}
+
+__global__ void fl_combine_kernel(fl_device_combine a) {
+    for (uint32_t i = threadIdx.x; i < a.n_cols && blockIdx.x < *a.n; i += blockDim.x) {
+        size_t at = blockIdx.x * a.stride + i;
+        a.y[at] = a.epilogue == FL_DEVICE_GATE_UP ? fl_silu_mul(a.y[at], a.u[at]) : __fadd_rn(a.y[at], a.u[at]);
+    }
+}
+
+static int fl_combine(fl_device *d, const fl_device_combine *a) {
+    return fl_launch(d, fl_combine_kernel, dim3(a->most, 1, 1), 256, 0, *a);
+}
+
+/* ---- Adapters: half a warp for each number -- */
+
+__device__ __forceinline__ float fl_lanes_dot(const float *a, const float *b, uint32_t n) {
+    float sum = 0;
+    for (uint32_t i = threadIdx.x % FL_LANES; i < n; i += FL_LANES) {
+        sum = __fmaf_rn(a[i], b[i], sum);
+    }
+    return fl_lanes_sum(sum);
+}
+
+__global__ void fl_narrow_kernel(fl_device_adapt a) {
+    uint32_t row = blockIdx.x, teams = blockDim.x / FL_LANES, team = threadIdx.x / FL_LANES;
+    if (row >= *a.n || a.adapters[row] == NULL) {
+        return;
+    }
+    fl_device_low_rank l = a.adapters[row][a.index];
+    for (uint32_t first = 0; first < l.rank; first += teams) { /* all of a warp go through */
+        uint32_t r = min(first + team, l.rank - 1);
+        float sum = fl_lanes_dot(a.x + row * a.x_stride, l.a + (size_t)r * fl_padded(a.n_cols), a.n_cols);
+        if (threadIdx.x % FL_LANES == 0 && first + team < l.rank) {
+            a.narrow[row * a.narrow_stride + r] = sum;
+        }
+    }
+}
+
+__global__ void fl_widen_kernel(fl_device_adapt a) {
+    uint32_t row = blockIdx.x, out = blockIdx.y * (blockDim.x / FL_LANES) + threadIdx.x / FL_LANES;
+    if (row >= *a.n || a.adapters[row] == NULL) {
+        return;
+    }
+    fl_device_low_rank l = a.adapters[row][a.index];
+    if (l.rank == 0) {
+        return;
+    }
+    uint32_t there = min(out, a.n_outs - 1);
+    float sum = fl_lanes_dot(a.narrow + row * a.narrow_stride, l.b + (size_t)there * fl_padded(l.rank), l.rank);
+    if (threadIdx.x % FL_LANES == 0 && out < a.n_outs) {
+        float *y = a.y + row * a.y_stride + out;
+        *y = __fadd_rn(*y, sum);
+    }
+}
+
+static int fl_adapt(fl_device *d, const fl_device_adapt *a) {
+    const unsigned threads = 128;
+    int error = fl_launch(d, fl_narrow_kernel, dim3(a->most, 1, 1), threads, 0, *a);
+    dim3 grid(a->most, fl_blocks(a->n_outs, threads / FL_LANES), 1);
+    return error != 0 ? error : fl_launch(d, fl_widen_kernel, grid, threads, 0, *a);
+}
+
+#endif

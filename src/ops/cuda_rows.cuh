@@ -1,0 +1,267 @@
+/* Work by rows: embedding, norms, rows as integers, rotation, and what goes into the KV cache. */
+#ifndef FL_CUDA_ROWS_CUH
+#define FL_CUDA_ROWS_CUH
+
+#include "ops/cuda_weights.cuh"
+
+/* ---- Embedding -- */
+
+__global__ void fl_embed_kernel(fl_device_embed a) {
+    if (blockIdx.x >= a.counts->n_rows) {
+        return;
+    }
+    size_t token = (size_t)a.tokens[blockIdx.x];
+    for (uint32_t i = threadIdx.x; i < a.n_cols; i += blockDim.x) {
+        a.x[blockIdx.x * a.x_stride + i] = fl_weight_at(a.type, a.table, a.n_cols, token, i);
+    }
+}
+
+static int fl_embed(fl_device *d, const fl_device_embed *a) {
+    return fl_launch(d, fl_embed_kernel, dim3(a->most, 1, 1), 256, 0, *a);
+}
+
+/* ---- Rows for a product -- */
+
+/* A unit of a row, a number a thread. */
+__device__ __forceinline__ void fl_integers_unit(const fl_device_rows &a, float x, uint32_t row, uint32_t unit,
+                                                 uint32_t n_units, bool broken) {
+    uint32_t lane = threadIdx.x % FL_WARP;
+    size_t at = (size_t)row * n_units + unit;
+    float largest = fl_warp_most(fl_most(x, __fsub_rn(0.0f, x)));
+    float inverse = largest >= 1e-30f ? __fdiv_rn(127.0f, largest) : 0.0f; /* below, it comes near the largest float */
+    float q = fl_most(fl_least(rintf(__fmul_rn(x, inverse)), 127.0f), -127.0f);
+    int half = fl_lanes_isum((int)q), all = half + __shfl_xor_sync(FL_EVERY, half, FL_LANES);
+    float scale = inverse != 0 ? __fdiv_rn(largest, 127.0f) : 0.0f;
+    a.integers.q[at * FL_UNIT + lane] = (int8_t)(int)q;
+    if (lane % FL_LANES == 0) {
+        a.integers.sums[2 * at + lane / FL_LANES] = half;
+    }
+    if (lane == 0) {
+        a.integers.scales[at] = broken ? __uint_as_float(0x7FC00000u) : scale;
+        a.integers.minus[at] = __fmul_rn(-scale, (float)all);
+    }
+}
+
+#define FL_ROWS_THREADS 256
+
+__global__ void __launch_bounds__(FL_ROWS_THREADS) fl_rows_kernel(fl_device_rows a) {
+    FL_DYNAMIC_SHARED(shared); /* a row of floats, in whole units; then two words */
+    uint32_t row = blockIdx.x, n_units = (a.n_cols + FL_UNIT - 1) / FL_UNIT;
+    float *x = (float *)shared, *norm_scale = x + n_units * FL_UNIT;
+    uint32_t *broken = (uint32_t *)(norm_scale + 1);
+    if (row >= *a.n) {
+        return;
+    }
+    const float *from = a.x + (a.which != NULL ? a.which[row] : row) * a.stride;
+    for (uint32_t i = threadIdx.x; i < n_units * FL_UNIT; i += blockDim.x) {
+        x[i] = i < a.n_cols ? from[i] : 0.0f;
+    }
+    if (threadIdx.x == 0) {
+        *broken = 0;
+    }
+    __syncthreads();
+    if (a.norm != NULL) {
+        if (threadIdx.x < FL_WARP) {
+            float scale = fl_norm_scale(x, a.n_cols, a.epsilon);
+            if (threadIdx.x == 0) {
+                *norm_scale = scale;
+            }
+        }
+        __syncthreads();
+        for (uint32_t i = threadIdx.x; i < a.n_cols; i += blockDim.x) {
+            x[i] = __fmul_rn(__fmul_rn(x[i], *norm_scale), a.norm[i]);
+            if (a.normed != NULL) {
+                a.normed[row * a.stride + i] = x[i];
+            }
+        }
+    }
+    if (a.integers.q == NULL) {
+        return;
+    }
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < a.n_cols; i += blockDim.x) {
+        if (!fl_finite(x[i])) {
+            atomicExch(broken, 1u);
+        }
+    }
+    __syncthreads();
+    for (uint32_t u = threadIdx.x / FL_WARP; u < n_units; u += FL_ROWS_THREADS / FL_WARP) {
+        uint32_t i = u * FL_UNIT + threadIdx.x % FL_WARP;
+        float number = a.order == NULL ? x[i] : i < a.n_cols ? x[a.order[i]] : 0.0f;
+        fl_integers_unit(a, number, row, u, n_units, *broken != 0);
+    }
+}
+
+static int fl_rows(fl_device *d, const fl_device_rows *a) {
+    size_t units = (a->n_cols + FL_UNIT - 1) / FL_UNIT;
+    return fl_launch(d, fl_rows_kernel, dim3(a->most, 1, 1), FL_ROWS_THREADS, (units * FL_UNIT + 2) * sizeof(float), *a);
+}
+
+/* ---- Rotation and the KV cache -- */
+
+__device__ __forceinline__ bool fl_kv_scaled(int type) {
+    return type == FL_DEVICE_KV_Q8 || type == FL_DEVICE_KV_Q4;
+}
+
+/* Bytes of the numbers of a row, and of a row with its scale. */
+__host__ __device__ __forceinline__ uint32_t fl_kv_bytes(int type, uint32_t d) {
+    return type == FL_DEVICE_KV_Q8   ? 4 * ((d + 3) / 4)
+           : type == FL_DEVICE_KV_Q4 ? 4 * ((d + 7) / 8)
+                                     : d * (type == FL_DEVICE_KV_F32 ? 4 : 2);
+}
+
+__device__ __forceinline__ size_t fl_kv_block_bytes(const fl_device_kv &kv) {
+    uint32_t row = fl_kv_bytes(kv.type, kv.head_dim) + (fl_kv_scaled(kv.type) ? sizeof(float) : 0);
+    return (size_t)row * kv.page_tokens;
+}
+
+/* Offset of byte i of a token's row: keys with scales lie side by side, four bytes each. */
+__device__ __forceinline__ size_t fl_kv_byte(const fl_device_kv &kv, bool is_v, uint32_t token, uint32_t i) {
+    uint32_t n = fl_kv_bytes(kv.type, kv.head_dim), strip = min(kv.page_tokens, (uint32_t)FL_LANES);
+    if (is_v || !fl_kv_scaled(kv.type)) {
+        return (size_t)token * n + i;
+    }
+    return (size_t)token / strip * strip * n + i / 4 * 4 * strip + token % strip * 4 + i % 4;
+}
+
+__device__ __forceinline__ float *fl_kv_scale(const fl_device_kv &kv, const uint8_t *block, uint32_t token) {
+    return (float *)(block + (size_t)kv.page_tokens * fl_kv_bytes(kv.type, kv.head_dim)) + token;
+}
+
+__device__ __forceinline__ uint32_t fl_rotation(uint32_t d) {
+    return d & (~d + 1);
+}
+
+/* x = H x in blocks: see the CPU's fl_rotation. A warp together, x in shared memory. */
+__device__ __forceinline__ void fl_hadamard(float *x, uint32_t d) {
+    for (uint32_t half = 1; half < fl_rotation(d); half *= 2) {
+        for (uint32_t i = threadIdx.x % FL_WARP; i < d; i += FL_WARP) {
+            if ((i & half) == 0) {
+                float a = x[i], b = x[i + half];
+                x[i] = __fadd_rn(a, b);
+                x[i + half] = __fsub_rn(a, b);
+            }
+        }
+        __syncwarp();
+    }
+}
+
+struct fl_quantiser {
+    float scale, inverse, top;
+};
+
+/* How a row becomes integers: see kernels.h. A warp together. */
+__device__ __forceinline__ fl_quantiser fl_quantiser_of(const float *x, uint32_t d, int bits) {
+    float highest = 0, lowest = 0;
+    bool broken = false;
+    for (uint32_t i = threadIdx.x % FL_WARP; i < d; i += FL_WARP) {
+        highest = fl_most(x[i], highest);
+        lowest = fl_most(__fsub_rn(0.0f, x[i]), lowest);
+        broken = broken || !fl_finite(x[i]);
+    }
+    highest = fl_warp_most(highest);
+    lowest = fl_warp_most(lowest);
+    broken = __any_sync(FL_EVERY, broken) != 0;
+    float extreme = highest >= lowest ? highest : -lowest, least = bits == 8 ? -127.0f : -8.0f;
+    fl_quantiser q = {0, 0, bits == 8 ? 127.0f : 7.0f};
+    if (broken) {
+        q.scale = __uint_as_float(0x7FC00000u);
+    } else if (fl_most(highest, lowest) >= 1e-30f) { /* below, the inverse comes near the largest float */
+        q.scale = __fdiv_rn(extreme, least);
+        q.inverse = __fdiv_rn(least, extreme);
+    }
+    return q;
+}
+
+__device__ __forceinline__ int fl_quantised(const fl_quantiser &q, float x) {
+    return q.inverse != 0 ? (int)fl_least(q.top, rintf(__fmul_rn(x, q.inverse))) : 0;
+}
+
+/* Byte i of a row as the cache has it: K made unsigned. */
+__device__ __forceinline__ uint8_t fl_kv_pack(const fl_device_kv &kv, bool is_v, const fl_quantiser &q, const float *x,
+                                              uint32_t i) {
+    uint32_t d = kv.head_dim, half = d / 2;
+    if (kv.type == FL_DEVICE_KV_Q8) {
+        return i < d ? (uint8_t)(fl_quantised(q, x[i]) + (is_v ? 0 : 128)) : 0;
+    }
+    return i < half ? (uint8_t)((fl_quantised(q, x[i]) + 8) | (fl_quantised(q, x[half + i]) + 8) << 4) : 0;
+}
+
+/* x (head_dim), which may change, to its place. A warp together. */
+__device__ __forceinline__ void fl_kv_store(const fl_device_kv &kv, bool is_v, float *x, uint8_t *block,
+                                            uint32_t token) {
+    uint32_t lane = threadIdx.x % FL_WARP, d = kv.head_dim;
+    if (fl_kv_scaled(kv.type)) {
+        if (!is_v) {
+            fl_hadamard(x, d);
+        }
+        fl_quantiser q = fl_quantiser_of(x, d, kv.type == FL_DEVICE_KV_Q8 ? 8 : 4);
+        for (uint32_t i = lane; i < fl_kv_bytes(kv.type, d); i += FL_WARP) {
+            block[fl_kv_byte(kv, is_v, token, i)] = fl_kv_pack(kv, is_v, q, x, i);
+        }
+        if (lane == 0) {
+            *fl_kv_scale(kv, block, token) = q.scale;
+        }
+        return;
+    }
+    for (uint32_t i = lane; i < d; i += FL_WARP) {
+        size_t at = (size_t)token * d + i;
+        if (kv.type == FL_DEVICE_KV_F32) {
+            ((float *)block)[at] = x[i];
+        } else if (kv.type == FL_DEVICE_KV_BF16) {
+            ((unsigned short *)block)[at] = fl_to_bf16(x[i]);
+        } else { /* what f16 does not hold is cut */
+            float cut = fl_most(-65504.0f, fl_least(65504.0f, x[i]));
+            ((unsigned short *)block)[at] = __half_as_ushort(__float2half_rn(cut));
+        }
+    }
+}
+
+#define FL_ROPE_WARPS 4
+
+/* A warp for every head of every row, those of V too. */
+__global__ void __launch_bounds__(FL_ROPE_WARPS * FL_WARP) fl_rope_kernel(fl_device_rope a) {
+    FL_DYNAMIC_SHARED(shared); /* a head for each warp */
+    uint32_t d = a.kv.head_dim, half = d / 2, lane = threadIdx.x % FL_WARP, warp = threadIdx.x / FL_WARP;
+    uint32_t row = blockIdx.x, head = blockIdx.y * FL_ROPE_WARPS + warp, n_kv = a.kv.n_kv_heads;
+    if (row >= a.counts->n_rows || head >= a.n_heads + 2 * n_kv) {
+        return;
+    }
+    float *x = (float *)shared + warp * d, *from = a.qkv + row * a.qkv_stride + (size_t)head * d;
+    bool is_q = head < a.n_heads, is_v = head >= a.n_heads + n_kv;
+    const float *norm = is_q ? a.q_norm : is_v ? NULL : a.k_norm, *cosines = a.angles + (size_t)row * d;
+    for (uint32_t i = lane; i < d; i += FL_WARP) {
+        x[i] = from[i];
+    }
+    __syncwarp();
+    if (norm != NULL) {
+        float scale = fl_norm_scale(x, d, a.epsilon);
+        __syncwarp();
+        for (uint32_t i = lane; i < d; i += FL_WARP) {
+            x[i] = __fmul_rn(__fmul_rn(x[i], scale), norm[i]);
+        }
+        __syncwarp();
+    }
+    for (uint32_t i = lane; i < half && !is_v; i += FL_WARP) {
+        float c = cosines[i], s = cosines[half + i], one = x[i], other = x[half + i];
+        x[i] = __fmaf_rn(one, c, __fsub_rn(0.0f, __fmul_rn(other, s)));
+        x[half + i] = __fmaf_rn(other, c, __fmul_rn(one, s));
+    }
+    __syncwarp();
+    for (uint32_t i = lane; i < d && is_q; i += FL_WARP) {
+        from[i] = x[i];
+    }
+    if (!is_q) {
+        uint32_t slot = a.slots[row], page = slot / a.kv.page_tokens, kv_head = (head - a.n_heads) % n_kv;
+        uint8_t *block = (is_v ? a.kv.v : a.kv.k) + ((size_t)page * n_kv + kv_head) * fl_kv_block_bytes(a.kv);
+        fl_kv_store(a.kv, is_v, x, block, slot % a.kv.page_tokens);
+    }
+}
+
+static int fl_rope_store(fl_device *d, const fl_device_rope *a) {
+    dim3 grid(a->most, fl_blocks(a->n_heads + 2 * a->kv.n_kv_heads, FL_ROPE_WARPS), 1);
+    return fl_launch(d, fl_rope_kernel, grid, FL_ROPE_WARPS * FL_WARP, FL_ROPE_WARPS * a->kv.head_dim * sizeof(float),
+                     *a);
+}
+
+#endif

@@ -1,0 +1,235 @@
+/* What folollm.c and folollm_kernels.cu say to each other: plain structures and one exported function, so that neither
+ * sees the headers of the other's compiler. folollm.c decides what is computed, on what, and where it lies;
+ * folollm_kernels.cu has the kernels and speaks to the CUDA runtime.
+ *
+ * Every kernel adds in the order of the scalar kernels (kernels.inc), so a device gives the bits of the CPU. Counts of
+ * rows lie on the device, where a step that was recorded once finds those of its turn; grids are made for `most`. */
+#ifndef FL_DEVICE_H
+#define FL_DEVICE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef FOLOLLM_PREFIX
+#define FL_DEVICE_JOIN2(a, b) a##b
+#define FL_DEVICE_JOIN(a, b) FL_DEVICE_JOIN2(a, b)
+#define folollm_kernels FL_DEVICE_JOIN(FOLOLLM_PREFIX, folollm_kernels)
+#endif
+
+#define FL_DEVICE_STEPS 128   /* steps that are recorded, at most */
+#define FL_DEVICE_CHUNK 128   /* columns of a plain matrix that lie together: [lane of 16][8 steps] */
+#define FL_DEVICE_QUERIES 16  /* query rows of an attention tile, at most */
+#define FL_DEVICE_HEAD_DIM 512 /* at most */
+
+enum { /* as fl_dtype numbers them */
+    FL_DEVICE_F32,
+    FL_DEVICE_F16,
+    FL_DEVICE_BF16,
+    FL_DEVICE_Q8,
+    FL_DEVICE_Q8_ROW,
+    FL_DEVICE_Q4,
+    FL_DEVICE_Q4_K,
+    FL_DEVICE_Q5_K,
+    FL_DEVICE_Q6_K,
+    FL_DEVICE_Q4_ZERO
+};
+
+enum { /* as folollm_kv_type numbers them */
+    FL_DEVICE_KV_F16,
+    FL_DEVICE_KV_F32,
+    FL_DEVICE_KV_BF16,
+    FL_DEVICE_KV_Q8,
+    FL_DEVICE_KV_Q4
+};
+
+typedef struct fl_device fl_device; /* one CUDA device, one stream */
+
+typedef struct fl_device_info {
+    char name[64];
+    uint64_t total_bytes, free_bytes;
+    uint32_t n_multiprocessors, major, minor;
+} fl_device_info;
+
+/* Of a batch, on the device. */
+typedef struct fl_device_counts {
+    uint32_t n_rows, n_wanted, n_tiles, unused;
+} fl_device_counts;
+
+/* Rows of a matrix of plain numbers as they lie in a file, to chunks. */
+typedef struct fl_device_pack {
+    int type;
+    const void *from; /* (n_rows, n_cols) */
+    void *to;         /* (n_rows, chunks, 16, 8) */
+    size_t n_rows;
+    uint32_t n_cols;
+} fl_device_pack;
+
+typedef struct fl_device_embed {
+    int type;
+    const void *table; /* packed as its type is */
+    uint32_t n_cols, most;
+    const fl_device_counts *counts;
+    const int32_t *tokens;
+    float *x; /* (rows, x_stride) */
+    size_t x_stride;
+} fl_device_embed;
+
+/* Rows as integers: a scale for every unit of 32. */
+typedef struct fl_device_integers {
+    int8_t *q;      /* (rows, units, 32) */
+    float *scales;  /* (rows, units) */
+    float *minus;   /* (rows, units) -scale times the sum of a unit */
+    int32_t *sums;  /* (rows, units, 2) of half units */
+} fl_device_integers;
+
+/* Rows made ready for a product: normed, as integers, both, or neither. */
+typedef struct fl_device_rows {
+    const float *x; /* (rows, stride) */
+    size_t stride;
+    const uint32_t *which; /* rows of x, or NULL: all of them */
+    const uint32_t *n;     /* on the device */
+    uint32_t most, n_cols;
+    const float *norm; /* (n_cols), or NULL */
+    float epsilon;
+    float *normed; /* (rows, stride), or NULL */
+    fl_device_integers integers; /* q NULL: none */
+    const uint32_t *order;       /* of their columns; NULL: their own */
+} fl_device_rows;
+
+typedef struct fl_device_part {
+    const void *data;
+    const float *bias; /* or NULL */
+    uint32_t n_rows;
+} fl_device_part;
+
+enum { FL_DEVICE_STORE, FL_DEVICE_ADD, FL_DEVICE_GATE_UP }; /* see cpu.c */
+
+/* y = epilogue of x W^T. All parts have one type. */
+typedef struct fl_device_product {
+    int type, epilogue;
+    fl_device_part parts[3];
+    uint32_t n_parts, n_cols;
+    const uint32_t *n; /* rows of x, on the device */
+    uint32_t most;
+    const float *x; /* (rows, x_stride): plain types */
+    size_t x_stride;
+    fl_device_integers integers; /* packed types */
+    float *y;                    /* (rows, y_stride) */
+    size_t y_stride;
+} fl_device_product;
+
+/* y (rows, n_cols) = y + u, or with FL_DEVICE_GATE_UP silu(y) * u: the epilogues of what was stored apart. */
+typedef struct fl_device_combine {
+    int epilogue;
+    const uint32_t *n;
+    uint32_t most, n_cols;
+    float *y;
+    const float *u;
+    size_t stride;
+} fl_device_combine;
+
+typedef struct fl_device_low_rank { /* as fl_low_rank */
+    uint32_t rank;
+    const float *a, *b;
+} fl_device_low_rank;
+
+/* y (rows, n_outs) += b (a x), by the adapter of each row. */
+typedef struct fl_device_adapt {
+    const fl_device_low_rank *const *adapters; /* (rows) those of all matrices, or NULL */
+    uint32_t index;                            /* which is this matrix's */
+    const uint32_t *n;
+    uint32_t most, n_cols, n_outs;
+    const float *x; /* (rows, x_stride) */
+    size_t x_stride;
+    float *narrow; /* (rows, narrow_stride) */
+    size_t narrow_stride;
+    float *y; /* (rows, y_stride) */
+    size_t y_stride;
+} fl_device_adapt;
+
+typedef struct fl_device_kv { /* of one layer: ops.h */
+    uint8_t *k, *v;
+    int type;
+    uint32_t page_tokens, n_kv_heads, head_dim;
+} fl_device_kv;
+
+typedef struct fl_device_rope {
+    fl_device_kv kv;
+    const fl_device_counts *counts;
+    uint32_t most, n_heads;
+    const uint32_t *slots;
+    const float *q_norm, *k_norm; /* or NULL */
+    float epsilon;
+    const float *angles; /* (rows, head_dim) */
+    float *qkv;          /* (rows, qkv_stride) */
+    size_t qkv_stride;
+} fl_device_rope;
+
+/* Consecutive queries of one run: query i is head i % group of row i / group. */
+typedef struct fl_device_tile {
+    uint32_t first_row, position; /* of the run */
+    uint32_t pages;               /* where its page table begins */
+    uint32_t first, n;            /* queries */
+} fl_device_tile;
+
+typedef struct fl_device_attend {
+    fl_device_kv kv;
+    const fl_device_counts *counts;
+    uint32_t most_tiles, most_rows;
+    uint32_t queries; /* of a tile, at most */
+    uint32_t n_heads, kv_head, n_kv_heads; /* the first of those that are computed, and how many */
+    uint32_t n_splits; /* 1: one block of threads takes all keys of a tile; else each takes a split, and parts are
+                          merged in order */
+    uint32_t split_tokens, window;
+    float scale;
+    const fl_device_tile *tiles;
+    const uint32_t *pages, *positions;
+    const float *qkv;
+    size_t qkv_stride;
+    float *out; /* (rows, out_stride) */
+    size_t out_stride;
+    float *parts;  /* (rows, n_heads, n_splits, head_dim) */
+    float *limits; /* (rows, n_heads, n_splits, 2): maximum and sum */
+} fl_device_attend;
+
+/* All return 0 or an error of the CUDA runtime. What takes an fl_device is done in its stream, in order; calls return
+ * before it is done, unless they say otherwise. */
+typedef struct fl_device_api {
+    const char *source_hash; /* equal to folollm_source_hash() when both files come from the same sources */
+    size_t device_bytes;     /* of an fl_device, zeroed by the caller */
+    const char *(*error_text)(int error);
+    int (*count)(int *n_devices);
+
+    int (*open)(fl_device *d, int ordinal);
+    void (*close)(fl_device *d); /* allowed after an open that failed */
+    int (*about)(fl_device *d, fl_device_info *info);
+
+    int (*alloc)(fl_device *d, size_t n_bytes, void **out);
+    void (*release)(fl_device *d, void *p);
+    int (*alloc_host)(fl_device *d, size_t n_bytes, void **out); /* memory that copies read without waiting */
+    void (*release_host)(fl_device *d, void *p);
+    int (*upload)(fl_device *d, void *to, const void *from, size_t n_bytes);
+    int (*download)(fl_device *d, void *to, const void *from, size_t n_bytes);
+    int (*copy)(fl_device *d, void *to, const void *from, size_t pitch, size_t width, size_t height);
+    int (*wait)(fl_device *d); /* until all is done; the error of what failed meanwhile */
+
+    int (*pack)(fl_device *d, const fl_device_pack *a);
+    int (*embed)(fl_device *d, const fl_device_embed *a);
+    int (*rows)(fl_device *d, const fl_device_rows *a);
+    int (*product)(fl_device *d, const fl_device_product *a);
+    int (*combine)(fl_device *d, const fl_device_combine *a);
+    int (*adapt)(fl_device *d, const fl_device_adapt *a);
+    int (*rope_store)(fl_device *d, const fl_device_rope *a);
+    int (*attend)(fl_device *d, const fl_device_attend *a);
+
+    int (*record)(fl_device *d);                /* from here on nothing runs, until */
+    int (*recorded)(fl_device *d, size_t step); /* it has become a step (a CUDA graph), which can be */
+    int (*replay)(fl_device *d, size_t step);   /* run */
+} fl_device_api;
+
+#ifdef __cplusplus
+extern "C"
+#endif
+const fl_device_api *folollm_kernels(void);
+
+#endif

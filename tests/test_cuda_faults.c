@@ -1,0 +1,349 @@
+/* What no device shows on demand, over the runtime in cuda/: calls that fail, memory that runs out, a device that is lost,
+ * threads in another order. And what it would not show: that a step allocates nothing, waits once, and is one launch.
+ *
+ * Linked with folollm_kernels.cu, compiled over that runtime, as the Makefile does it. */
+#define FL_SPLIT_TOKENS 64
+#include "../folollm.c"
+
+#include "check.h"
+#include "cuda/shim.h"
+
+#include <stdlib.h>
+
+#define MODEL "examples/models/tiny-shakespeare"
+#define OUT_OF_MEMORY 2  /* cudaErrorMemoryAllocation: the device lives on */
+#define ILLEGAL_ADDRESS 700 /* cudaErrorIllegalAddress: it does not */
+
+int cudaGetDevice(int *device); /* of the runtime */
+int cudaSetDevice(int device);
+
+static folollm_error error;
+static uint64_t host_live;
+
+static void *counted_realloc(void *user, void *p, size_t old_size, size_t new_size) {
+    (void)user;
+    void *q = NULL;
+    if (new_size == 0) {
+        free(p);
+    } else if ((q = realloc(p, new_size)) == NULL) {
+        return NULL;
+    }
+    host_live += new_size - old_size;
+    return q;
+}
+
+static const folollm_host host = {.realloc = counted_realloc};
+
+/* Small, so that every call can fail once: two sequences, two rows in a step. */
+static folollm_options small_options(void) {
+    folollm_options o = {.host = &host, .context = 80, .pool_tokens = 400, .chunk = 2, .n_threads = 1, .device = 1};
+    return o;
+}
+
+static int nothing_is_left(void) {
+    shim_counts c = shim_get_counts();
+    return host_live == 0 && c.live_allocations == 0 && c.live_host_allocations == 0 && c.live_streams == 0 &&
+           c.live_events == 0 && c.live_graphs == 0 && c.live_execs == 0 && c.bad_frees == 0;
+}
+
+/* ---- A life of an engine, in which any call may fail -- */
+
+#define FIRST 5  /* tokens of a prompt */
+#define STEPS 3
+#define ANSWER 4
+
+typedef struct life {
+    uint32_t n_failed; /* calls of ours */
+    bool lost;
+    float *logits; /* (2 * STEPS, vocab) */
+    size_t n_logits;
+    folollm_token answer[ANSWER];
+    size_t n_answer;
+} life;
+
+/* Call until it works; false: it never will. */
+#define INSIST(call)                                                                       \
+    do {                                                                                   \
+        folollm_status status_;                                                            \
+        for (int tries = 0; (status_ = (call)) != FOLOLLM_OK; tries++) {                   \
+            l->n_failed++;                                                                 \
+            CHECK(status_ == FOLOLLM_E_DEVICE && error.status == status_);                 \
+            CHECK(strstr(error.text, "CUDA device 0") != NULL);                            \
+            if (tries == 2) {                                                              \
+                l->lost = true;                                                            \
+                return;                                                                    \
+            }                                                                              \
+        }                                                                                  \
+    } while (0)
+
+static void keep_logits(folollm *f, folollm_seq seq, life *l, uint32_t vocab) {
+    const float *logits = NULL;
+    CHECK(folollm_logits(f, seq, &logits, NULL) == FOLOLLM_OK);
+    memcpy(l->logits + l->n_logits++ * vocab, logits, vocab * sizeof *logits);
+}
+
+static void live_by_hand(folollm *f, uint32_t vocab, life *l) {
+    static uint8_t saved[1 << 20];
+    folollm_token ids[FIRST + STEPS] = {3, 1, 4, 1, 5, 9, 2, 6};
+    folollm_seq seqs[2], back = 0;
+    size_t n = sizeof saved;
+    CHECK(folollm_seq_open(f, NULL, &seqs[0], NULL) == FOLOLLM_OK);
+    INSIST(folollm_prefill(f, seqs[0], ids, FIRST, NULL, &error));
+    CHECK(folollm_seq_fork(f, seqs[0], NULL, &seqs[1], NULL) == FOLOLLM_OK);
+    for (size_t i = 0; i < STEPS; i++) {
+        folollm_token next[2] = {ids[FIRST + i], ids[i]};
+        INSIST(folollm_decode_step(f, seqs, next, 2, &error));
+        keep_logits(f, seqs[0], l, vocab);
+        keep_logits(f, seqs[1], l, vocab);
+    }
+    INSIST((n = sizeof saved, folollm_seq_save(f, seqs[1], saved, &n, &error)));
+    CHECK(folollm_seq_close(f, seqs[1], NULL) == FOLOLLM_OK);
+    INSIST(folollm_seq_restore(f, saved, n, &back, &error));
+    INSIST(folollm_decode_step(f, &back, ids, 1, &error));
+    keep_logits(f, back, l, vocab);
+    CHECK(folollm_seq_close(f, back, NULL) == FOLOLLM_OK && folollm_seq_close(f, seqs[0], NULL) == FOLOLLM_OK);
+}
+
+static void live_by_requests(folollm *f, life *l) {
+    folollm_token ids[] = {2, 7, 1, 8, 2};
+    folollm_sampling sampling = {.max_tokens = ANSWER, .ignore_eos = 1};
+    folollm_submission s = {.prompt = ids, .n_prompt = 5, .sampling = &sampling};
+    folollm_seq seq;
+    CHECK(folollm_submit(f, &s, &seq, NULL) == FOLOLLM_OK);
+    for (int steps = 0; l->n_answer < ANSWER && steps < 100; steps++) {
+        folollm_event event;
+        size_t n = 1;
+        INSIST((n = 1, folollm_step(f, NULL, &event, &n, &error)));
+        if (n == 1) {
+            CHECK(event.status == FOLOLLM_OK);
+            l->answer[l->n_answer++] = event.token;
+        }
+    }
+    CHECK(l->n_answer == ANSWER);
+}
+
+static life live(uint64_t fails, int code, bool forever) {
+    folollm_options o = small_options();
+    folollm_info info;
+    folollm *f = NULL;
+    life l = {0};
+    shim_fail(fails, code, forever);
+    folollm_status status = folollm_load(MODEL, &o, &f, &error);
+    if (status != FOLOLLM_OK) {
+        CHECK(f == NULL && (status == FOLOLLM_E_DEVICE || status == FOLOLLM_E_MEMORY) && error.status == status);
+        l.n_failed = 1;
+        l.lost = true;
+        return l;
+    }
+    folollm_get_info(f, &info);
+    CHECK(info.memory.allocated == host_live);
+    l.logits = malloc((2 * STEPS + 1) * (size_t)info.vocab * sizeof(float));
+    live_by_hand(f, info.vocab, &l);
+    if (!l.lost) {
+        live_by_requests(f, &l);
+    }
+    folollm_free(f);
+    return l;
+}
+
+static void test_calls(void) {
+    shim_reset();
+    life whole = live(0, 0, false);
+    uint64_t n_calls = shim_get_counts().n_calls;
+    CHECK(whole.n_failed == 0 && !whole.lost && nothing_is_left());
+    folollm_options o = small_options();
+    folollm_info info;
+    folollm *f = NULL;
+    CHECK(folollm_load(MODEL, &o, &f, &error) == FOLOLLM_OK);
+    folollm_get_info(f, &info);
+    folollm_free(f);
+    uint64_t n_survived = 0, n_lost = 0;
+    for (uint64_t n = 1; n <= n_calls; n++) {
+        for (int kind = 0; kind < 3; kind++) {
+            shim_reset();
+            life l = live(n, kind < 2 ? OUT_OF_MEMORY : ILLEGAL_ADDRESS, kind == 1);
+            if (kind == 0 && !l.lost) { /* whatever failed was done again, and gave what it would have given */
+                CHECK(l.n_logits == whole.n_logits && l.n_answer == whole.n_answer);
+                CHECK(memcmp(l.logits, whole.logits, whole.n_logits * info.vocab * sizeof(float)) == 0);
+                CHECK(memcmp(l.answer, whole.answer, sizeof whole.answer) == 0);
+                n_survived++;
+            }
+            if (kind == 2 && l.n_failed > 0) {
+                CHECK(l.lost); /* never garbage: all that came before stands */
+                CHECK(memcmp(l.logits != NULL ? l.logits : whole.logits, whole.logits,
+                             l.n_logits * info.vocab * sizeof(float)) == 0);
+                n_lost++;
+            }
+            CHECK(shim_get_counts().n_injected > 0 && nothing_is_left());
+            free(l.logits);
+        }
+    }
+    CHECK(n_survived > n_calls / 4 && n_lost > n_calls / 2);
+    shim_reset();
+    free(whole.logits);
+}
+
+/* ---- A lost device, and the rest of the process -- */
+
+static void test_lost(void) {
+    folollm_options o = small_options();
+    folollm *f = NULL, *cpu = NULL;
+    folollm_token ids[] = {1, 2, 3, 4};
+    folollm_seq seq, other;
+    const float *logits = NULL, *after = NULL;
+    shim_reset();
+    CHECK(folollm_load(MODEL, &o, &f, &error) == FOLOLLM_OK);
+    o.device = 0;
+    CHECK(folollm_share(f, &o, &cpu, &error) == FOLOLLM_OK);
+    CHECK(folollm_seq_open(f, NULL, &seq, &error) == FOLOLLM_OK && folollm_prefill(f, seq, ids, 4, NULL, &error) == FOLOLLM_OK);
+    CHECK(folollm_logits(f, seq, &logits, &error) == FOLOLLM_OK);
+    float first = logits[0];
+    shim_fail(1, ILLEGAL_ADDRESS, 0);
+    for (int i = 0; i < 3; i++) {
+        CHECK(folollm_decode_step(f, &seq, ids, 1, &error) == FOLOLLM_E_DEVICE && strstr(error.text, "lost") != NULL);
+        CHECK(folollm_prefill(f, seq, ids, 2, NULL, &error) == FOLOLLM_E_DEVICE);
+    }
+    CHECK(folollm_logits(f, seq, &after, &error) == FOLOLLM_OK && after[0] == first);
+    uint8_t bytes[64];
+    size_t n = 0;
+    CHECK(folollm_seq_save(f, seq, NULL, &n, &error) == FOLOLLM_OK && n > sizeof bytes);
+    uint8_t *room = malloc(n);
+    CHECK(folollm_seq_save(f, seq, room, &n, &error) == FOLOLLM_E_DEVICE);
+    free(room);
+    CHECK(folollm_seq_open(cpu, NULL, &other, &error) == FOLOLLM_OK);
+    CHECK(folollm_prefill(cpu, other, ids, 4, NULL, &error) == FOLOLLM_OK);
+    CHECK(folollm_logits(cpu, other, &after, &error) == FOLOLLM_OK && after[0] == first);
+    folollm_free(f);
+    folollm_free(cpu);
+    CHECK(nothing_is_left());
+}
+
+/* ---- Memory and devices -- */
+
+static void test_memory(void) {
+    folollm_options o = small_options();
+    folollm_memory plan;
+    folollm *f = NULL;
+    shim_reset();
+    CHECK(folollm_plan(MODEL, &o, &plan, &error) == FOLOLLM_OK);
+    CHECK(folollm_load(MODEL, &o, &f, &error) == FOLOLLM_OK);
+    CHECK(shim_get_counts().live_bytes == plan.device);
+    folollm_free(f);
+    for (uint64_t bytes = 0; bytes < plan.device; bytes += plan.device / 23) {
+        shim_reset();
+        shim_set_memory(bytes);
+        f = NULL;
+        CHECK(folollm_load(MODEL, &o, &f, &error) == FOLOLLM_E_MEMORY && f == NULL);
+        CHECK(strstr(error.text, "bytes for") != NULL && nothing_is_left());
+    }
+    shim_reset();
+    shim_set_devices(0);
+    CHECK(folollm_load(MODEL, &o, &f, &error) == FOLOLLM_E_DEVICE && f == NULL && nothing_is_left());
+    shim_reset();
+}
+
+/* Two devices in one process; which one the host has made current stays its own affair. */
+static void test_devices(void) {
+    folollm_options o = small_options();
+    folollm *engines[2] = {NULL, NULL};
+    folollm_token ids[] = {1, 2, 3, 4};
+    const float *logits[2];
+    folollm_info info;
+    int current = -1;
+    shim_reset();
+    shim_set_devices(3);
+    cudaSetDevice(2);
+    for (uint32_t i = 0; i < 2; i++) {
+        folollm_seq seq;
+        o.device = 1 + i;
+        CHECK(folollm_load(MODEL, &o, &engines[i], &error) == FOLOLLM_OK);
+        CHECK(folollm_seq_open(engines[i], NULL, &seq, &error) == FOLOLLM_OK);
+        CHECK(folollm_prefill(engines[i], seq, ids, 4, NULL, &error) == FOLOLLM_OK);
+        CHECK(folollm_decode_step(engines[i], &seq, ids, 1, &error) == FOLOLLM_OK);
+        CHECK(folollm_logits(engines[i], seq, &logits[i], &error) == FOLOLLM_OK);
+        CHECK(cudaGetDevice(&current) == 0 && current == 2);
+    }
+    folollm_get_info(engines[0], &info);
+    CHECK(memcmp(logits[0], logits[1], info.vocab * sizeof(float)) == 0);
+    folollm_free(engines[0]);
+    folollm_free(engines[1]);
+    CHECK(cudaGetDevice(&current) == 0 && current == 2 && nothing_is_left());
+    shim_reset();
+}
+
+/* ---- What a step does -- */
+
+static void test_steps(void) {
+    folollm_options o = small_options();
+    folollm_token ids[] = {1, 2, 3, 4};
+    folollm_seq seqs[2];
+    folollm *f = NULL;
+    o.chunk = 8;
+    shim_reset();
+    CHECK(folollm_load(MODEL, &o, &f, &error) == FOLOLLM_OK);
+    for (int i = 0; i < 2; i++) {
+        CHECK(folollm_seq_open(f, NULL, &seqs[i], &error) == FOLOLLM_OK);
+        CHECK(folollm_prefill(f, seqs[i], ids, 4, NULL, &error) == FOLOLLM_OK);
+    }
+    shim_clear_counts();
+    for (int i = 0; i < 70; i++) { /* past the first split of attention, and so to other recorded steps */
+        CHECK(folollm_decode_step(f, seqs, ids, 1 + i % 2, &error) == FOLOLLM_OK);
+    }
+    shim_counts c = shim_get_counts();
+    CHECK(c.kernels == 0 && c.graph_launches == 70 && c.graph_kernels > 70 * 10);
+    CHECK(c.allocations == 0 && c.host_allocations == 0 && c.calls[SHIM_cudaGraphInstantiate] == 0);
+    CHECK(c.copies_in == 2 * 70 && c.copies_out == 70 && c.synchronisations <= 2 * 70);
+    folollm_free(f);
+    CHECK(nothing_is_left());
+}
+
+/* Threads in any order give the same bits; where they would not, there is a race. */
+static void test_orders(void) {
+    folollm_token ids[66];
+    float *expected = NULL;
+    for (int i = 0; i < 66; i++) {
+        ids[i] = i * 5 % 60;
+    }
+    for (uint64_t order = 0; order < 6; order++) {
+        for (int kind = 0; kind < 2; kind++) {
+            folollm_options o = small_options();
+            folollm_info info;
+            folollm_seq seq;
+            folollm *f = NULL;
+            o.chunk = 40;
+            o.weights = kind == 0 ? FOLOLLM_WEIGHTS_AS_STORED : FOLOLLM_WEIGHTS_Q8;
+            o.kv = kind == 0 ? FOLOLLM_KV_F16 : FOLOLLM_KV_Q4;
+            shim_reset();
+            shim_set_order(order);
+            CHECK(folollm_load(MODEL, &o, &f, &error) == FOLOLLM_OK);
+            folollm_get_info(f, &info);
+            size_t n = (size_t)66 * info.vocab;
+            float *logits = malloc(n * sizeof *logits);
+            expected = expected != NULL ? expected : malloc(2 * n * sizeof *logits);
+            CHECK(folollm_seq_open(f, NULL, &seq, &error) == FOLOLLM_OK);
+            CHECK(folollm_prefill(f, seq, ids, 65, logits, &error) == FOLOLLM_OK);
+            CHECK(folollm_decode_step(f, &seq, ids, 1, &error) == FOLOLLM_OK);
+            const float *last = NULL;
+            CHECK(folollm_logits(f, seq, &last, &error) == FOLOLLM_OK);
+            memcpy(logits + 65 * (size_t)info.vocab, last, info.vocab * sizeof *last);
+            if (order == 0) {
+                memcpy(expected + kind * n, logits, n * sizeof *logits);
+            }
+            CHECK(memcmp(expected + kind * n, logits, n * sizeof *logits) == 0);
+            free(logits);
+            folollm_free(f);
+        }
+    }
+    shim_reset();
+    free(expected);
+}
+
+int main(void) {
+    test_steps();
+    test_orders();
+    test_memory();
+    test_devices();
+    test_lost();
+    test_calls();
+    return check_finish();
+}
