@@ -1003,7 +1003,7 @@ static void test_devices(void) {
     OK(cudaDeviceGetAttribute(&value, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
     CHECK(value == 232448);
     OK(cudaDeviceGetAttribute(&value, cudaDevAttrComputeCapabilityMinor, 0));
-    CHECK(value == 5 && cudaDeviceGetAttribute(&value, (cudaDeviceAttr)9999, 0) == cudaErrorInvalidValue);
+    CHECK(value == 5 && cudaDeviceGetAttribute(&value, (cudaDeviceAttr)99, 0) == cudaErrorInvalidValue);
     CHECK(cudaDeviceGetAttribute(&value, cudaDevAttrWarpSize, 1) == cudaErrorInvalidDevice);
     OK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
     CHECK(least == 0 && greatest == -5);
