@@ -336,7 +336,7 @@ __global__ static void count_atomically(int *counts, float *sum) {
     if (atomicExch(&counts[3], 1) == 0) {
         atomicAdd(&counts[4], 1);
     }
-    int old = counts[5], seen;
+    int old = atomicAdd(&counts[5], 0), seen;
     while ((seen = atomicCAS(&counts[5], old, old + 2)) != old) {
         old = seen;
     }
@@ -609,6 +609,10 @@ __global__ static void across_warps(unsigned *out) {
 __global__ static void only_atomics(unsigned *out) {
     atomicAdd(&out[0], 1u);
     atomicMax(&out[1], threadIdx.x);
+}
+
+extern "C" const char *__tsan_default_options(void) {
+    return "atexit_sleep_ms=0"; /* there is nobody to wait for when a child ends */
 }
 
 static void test_races(void) {

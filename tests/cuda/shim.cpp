@@ -345,8 +345,7 @@ static Fiber *fiber_for(Thread *t) {
         return f;
     }
 #ifdef SHIM_TSAN
-    Fiber **slot = &fiber_of[t->number];
-    return *slot != nullptr ? *slot : (*slot = new_fiber());
+    return fiber_of[t->number];
 #else
     if (free_fibers == nullptr) {
         return new_fiber();
@@ -432,6 +431,9 @@ static void run_kernel(const Work *kernel) {
     running = &host_fiber;
 #ifdef SHIM_TSAN
     host_fiber.tsan = __tsan_get_current_fiber();
+    for (unsigned i = 0; i < n_threads; i++) { /* here, as what makes a fiber is ordered before what the fiber does */
+        fiber_of[i] = fiber_of[i] != nullptr ? fiber_of[i] : new_fiber();
+    }
 #endif
     for (uint64_t i = 0; i < n; i++) {
         uint64_t b = order == 0 ? i : order == 1 ? n - 1 - i : shuffled[i];
