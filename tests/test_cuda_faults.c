@@ -10,7 +10,7 @@
 
 #include <stdlib.h>
 
-#define MODEL "examples/models/tiny-shakespeare"
+#define MODEL "tests/vectors/models/qwen3-gqa-fp32"
 #define OUT_OF_MEMORY 2  /* cudaErrorMemoryAllocation: the device lives on */
 #define ILLEGAL_ADDRESS 700 /* cudaErrorIllegalAddress: it does not */
 
@@ -34,9 +34,8 @@ static void *counted_realloc(void *user, void *p, size_t old_size, size_t new_si
 
 static const folollm_host host = {.realloc = counted_realloc};
 
-/* Small, so that every call can fail once: two sequences, two rows in a step. */
 static folollm_options small_options(void) {
-    folollm_options o = {.host = &host, .context = 80, .pool_tokens = 400, .chunk = 2, .n_threads = 1, .device = 1};
+    folollm_options o = {.host = &host, .context = 80, .pool_tokens = 400, .chunk = 5, .n_threads = 1, .device = 1};
     return o;
 }
 
@@ -49,8 +48,8 @@ static int nothing_is_left(void) {
 /* ---- A life of an engine, in which any call may fail -- */
 
 #define FIRST 5  /* tokens of a prompt */
-#define STEPS 3
-#define ANSWER 4
+#define STEPS 2
+#define ANSWER 2
 
 typedef struct life {
     uint32_t n_failed; /* calls of ours */
@@ -84,7 +83,7 @@ static void keep_logits(folollm *f, folollm_seq seq, life *l, uint32_t vocab) {
 
 static void live_by_hand(folollm *f, uint32_t vocab, life *l) {
     static uint8_t saved[1 << 20];
-    folollm_token ids[FIRST + STEPS] = {3, 1, 4, 1, 5, 9, 2, 6};
+    folollm_token ids[FIRST + STEPS] = {3, 1, 4, 1, 5, 9, 2};
     folollm_seq seqs[2], back = 0;
     size_t n = sizeof saved;
     CHECK(folollm_seq_open(f, NULL, &seqs[0], NULL) == FOLOLLM_OK);
@@ -119,15 +118,16 @@ static void live_by_requests(folollm *f, life *l) {
             l->answer[l->n_answer++] = event.token;
         }
     }
-    CHECK(l->n_answer == ANSWER);
+    l->lost = l->n_answer < ANSWER; /* recorded steps that never start again leave nothing else */
 }
 
-static life live(uint64_t fails, int code, bool forever) {
+/* The n-th call of a kind of the runtime's fails; 0: none. */
+static life live(shim_call kind, uint64_t n, int code, bool forever) {
     folollm_options o = small_options();
     folollm_info info;
     folollm *f = NULL;
     life l = {0};
-    shim_fail(fails, code, forever);
+    shim_fail_call(kind, n, code, forever);
     folollm_status status = folollm_load(MODEL, &o, &f, &error);
     if (status != FOLOLLM_OK) {
         CHECK(f == NULL && (status == FOLOLLM_E_DEVICE || status == FOLOLLM_E_MEMORY) && error.status == status);
@@ -146,10 +146,28 @@ static life live(uint64_t fails, int code, bool forever) {
     return l;
 }
 
+/* how: what failed once, for ever, or took the device with it. */
+static void check_life(const life *l, const life *whole, size_t vocab, int how, uint64_t *n_survived,
+                       uint64_t *n_lost) {
+    CHECK(how != 0 || !l->lost || l->logits == NULL);
+    if (how == 0 && !l->lost) { /* whatever failed was done again, and gave what it would have given */
+        CHECK(l->n_logits == whole->n_logits && l->n_answer == whole->n_answer);
+        CHECK(memcmp(l->logits, whole->logits, whole->n_logits * vocab * sizeof(float)) == 0);
+        CHECK(memcmp(l->answer, whole->answer, sizeof whole->answer) == 0);
+        *n_survived += l->n_failed > 0;
+    }
+    if (how == 2 && l->n_failed > 0) {
+        CHECK(l->lost); /* never garbage: all that came before stands */
+        CHECK(l->n_logits == 0 || memcmp(l->logits, whole->logits, l->n_logits * vocab * sizeof(float)) == 0);
+        (*n_lost)++;
+    }
+    CHECK(shim_get_counts().n_injected > 0 && nothing_is_left());
+}
+
 static void test_calls(void) {
     shim_reset();
-    life whole = live(0, 0, false);
-    uint64_t n_calls = shim_get_counts().n_calls;
+    life whole = live(SHIM_cudaMalloc, 0, 0, false);
+    shim_counts counts = shim_get_counts();
     CHECK(whole.n_failed == 0 && !whole.lost && nothing_is_left());
     folollm_options o = small_options();
     folollm_info info;
@@ -158,27 +176,18 @@ static void test_calls(void) {
     folollm_get_info(f, &info);
     folollm_free(f);
     uint64_t n_survived = 0, n_lost = 0;
-    for (uint64_t n = 1; n <= n_calls; n++) {
-        for (int kind = 0; kind < 3; kind++) {
-            shim_reset();
-            life l = live(n, kind < 2 ? OUT_OF_MEMORY : ILLEGAL_ADDRESS, kind == 1);
-            if (kind == 0 && !l.lost) { /* whatever failed was done again, and gave what it would have given */
-                CHECK(l.n_logits == whole.n_logits && l.n_answer == whole.n_answer);
-                CHECK(memcmp(l.logits, whole.logits, whole.n_logits * info.vocab * sizeof(float)) == 0);
-                CHECK(memcmp(l.answer, whole.answer, sizeof whole.answer) == 0);
-                n_survived++;
+    for (int call = 0; call < SHIM_N_CALLS; call++) {
+        uint64_t stride = call == SHIM_cudaGetDevice ? 29 : call == SHIM_cudaLaunchKernelEx ? 2 : 1;
+        for (uint64_t n = 1; n <= counts.calls[call]; n += stride) {
+            for (int how = 0; how < (n % 3 == 1 ? 3 : 1); how++) {
+                shim_reset();
+                life l = live((shim_call)call, n, how < 2 ? OUT_OF_MEMORY : ILLEGAL_ADDRESS, how == 1);
+                check_life(&l, &whole, info.vocab, how, &n_survived, &n_lost);
+                free(l.logits);
             }
-            if (kind == 2 && l.n_failed > 0) {
-                CHECK(l.lost); /* never garbage: all that came before stands */
-                CHECK(memcmp(l.logits != NULL ? l.logits : whole.logits, whole.logits,
-                             l.n_logits * info.vocab * sizeof(float)) == 0);
-                n_lost++;
-            }
-            CHECK(shim_get_counts().n_injected > 0 && nothing_is_left());
-            free(l.logits);
         }
     }
-    CHECK(n_survived > n_calls / 4 && n_lost > n_calls / 2);
+    CHECK(n_survived > 40 && n_lost > 40);
     shim_reset();
     free(whole.logits);
 }
@@ -302,7 +311,7 @@ static void test_orders(void) {
     folollm_token ids[66];
     float *expected = NULL;
     for (int i = 0; i < 66; i++) {
-        ids[i] = i * 5 % 60;
+        ids[i] = i * 5 % 47;
     }
     for (uint64_t order = 0; order < 6; order++) {
         for (int kind = 0; kind < 2; kind++) {

@@ -33,6 +33,7 @@
 
 /* ---- The language ---------------------------------------------------------------------------- */
 
+#define __grid_constant__
 #define __global__
 #define __device__
 #define __host__

@@ -2,7 +2,7 @@
  * folollm_kernels.cu, compiled by nvcc for a device, or for this machine's own processor over the runtime in cuda/, as
  * the Makefile does it:
  *
- *     nvcc -c folollm_kernels.cu && cc -DFOLOLLM_CUDA tests/test_cuda.c folollm_kernels.o -lcudart -lutf8proc -lm -lpthread
+ *     nvcc -c folollm_kernels.cu && cc -DFOLOLLM_CUDA tests/test_cuda_bits.c folollm_kernels.o -lcudart -lutf8proc -lm -lpthread
  */
 #define FL_SPLIT_TOKENS 64 /* so that short texts have several */
 #include "../folollm.c"
@@ -13,7 +13,8 @@
 #include <stdlib.h>
 
 #define MODEL "examples/models/tiny-shakespeare"
-#define BASE "tests/vectors/models/qwen3-gqa-fp32" /* what the adapters are for */
+#define MODELS "tests/vectors/models/"
+#define BASE MODELS "qwen3-gqa-fp32"  /* small, and what the adapters are for */
 #define ADAPTERS "tests/vectors/adapters/"
 
 static folollm_error error;
@@ -367,20 +368,24 @@ static const layer_case layers[] = {
 
 /* ---- Whole engines -- */
 
-#define LENGTH 90
+#define LENGTH 70
 
 typedef struct text { /* what an engine gives for one prompt */
     float *logits; /* (LENGTH, vocab) */
     uint32_t vocab;
 } text;
 
-static folollm *open_engine(folollm_options o) {
+static folollm *open_model(const char *path, folollm_options o) {
     folollm *f = NULL;
-    o.context = o.context != 0 ? o.context : 192;
-    o.pool_tokens = 1024;
+    o.context = 80;
+    o.pool_tokens = 640;
     o.n_threads = 1;
-    demand(folollm_load(MODEL, &o, &f, &error));
+    demand(folollm_load(path, &o, &f, &error));
     return f;
+}
+
+static folollm *open_engine(folollm_options o) {
+    return open_model(BASE, o);
 }
 
 static void prompt_of(folollm_token *ids, size_t n, uint32_t vocab) {
@@ -420,16 +425,31 @@ static int texts_are_equal(text a, text b) {
     return equal;
 }
 
+static const struct {
+    const char *path;
+    folollm_weights weights;
+    folollm_kv_type kv;
+} models[] = {
+    {MODEL, FOLOLLM_WEIGHTS_AS_STORED, FOLOLLM_KV_F16},
+    {MODEL, FOLOLLM_WEIGHTS_Q4, FOLOLLM_KV_Q8},
+    {BASE, FOLOLLM_WEIGHTS_AS_STORED, FOLOLLM_KV_F32},
+    {BASE, FOLOLLM_WEIGHTS_Q8_ROW, FOLOLLM_KV_Q4},
+    {MODELS "qwen2-mha-bf16", FOLOLLM_WEIGHTS_AS_STORED, FOLOLLM_KV_BF16},
+    {MODELS "qwen2-window-old", FOLOLLM_WEIGHTS_Q8, FOLOLLM_KV_Q8},
+    {MODELS "qwen3-window-mixed", FOLOLLM_WEIGHTS_F16, FOLOLLM_KV_F16},
+    {MODELS "llama-mqa-fp16", FOLOLLM_WEIGHTS_AS_STORED, FOLOLLM_KV_F16},
+    {MODELS "mistral-window-new", FOLOLLM_WEIGHTS_Q4, FOLOLLM_KV_F32},
+    {MODELS "rope-yarn-new", FOLOLLM_WEIGHTS_BF16, FOLOLLM_KV_Q4},
+};
+
 static void test_engines(void) {
-    static const folollm_weights weights[] = {FOLOLLM_WEIGHTS_AS_STORED, FOLOLLM_WEIGHTS_F16, FOLOLLM_WEIGHTS_F32,
-                                              FOLOLLM_WEIGHTS_Q8, FOLOLLM_WEIGHTS_Q8_ROW, FOLOLLM_WEIGHTS_Q4};
-    for (size_t i = 0; i < FL_COUNT(weights); i++) {
-        folollm_options o = {.weights = weights[i], .kv = (folollm_kv_type)(i % 5)};
-        folollm *on_cpu = open_engine(o);
+    for (size_t i = 0; i < FL_COUNT(models); i++) {
+        folollm_options o = {.weights = models[i].weights, .kv = models[i].kv};
+        folollm *on_cpu = open_model(models[i].path, o);
         o.device = 1;
         o.chunk = 33;
-        folollm *on_cuda = open_engine(o);
-        CHECK(texts_are_equal(write_text(on_cpu, 40), write_text(on_cuda, i % 2 == 0 ? 40 : 71)));
+        folollm *on_cuda = open_model(models[i].path, o);
+        CHECK_TEXT(texts_are_equal(write_text(on_cpu, 40), write_text(on_cuda, i % 2 == 0 ? 40 : 63)), models[i].path);
         folollm_free(on_cpu);
         folollm_free(on_cuda);
     }
@@ -545,10 +565,10 @@ static void test_moves(void) {
 /* Engines that share the weights of one, on the device and on the CPU. */
 static void test_share(void) {
     folollm *first = open_engine((folollm_options){.device = 1}), *others[2] = {NULL, NULL}, *none = NULL;
-    folollm_options o = {.device = 1, .context = 192, .pool_tokens = 1024, .n_threads = 1};
+    folollm_options o = {.device = 1, .context = 80, .pool_tokens = 640, .n_threads = 1};
     folollm_memory plan;
     folollm_info info;
-    demand(folollm_plan(MODEL, &o, &plan, &error));
+    demand(folollm_plan(BASE, &o, &plan, &error));
     folollm_get_info(first, &info);
     CHECK(plan.device > 0 && plan.device == info.memory.device && plan.kv_cache == 0);
     CHECK(memcmp(&plan, &info.memory, sizeof plan) == 0);
@@ -563,12 +583,12 @@ static void test_share(void) {
     o.device = 1;
     folollm_free(others[0]);
     o.device = 60;
-    CHECK(folollm_load(MODEL, &o, &none, &error) == FOLOLLM_E_DEVICE && none == NULL);
+    CHECK(folollm_load(BASE, &o, &none, &error) == FOLOLLM_E_DEVICE && none == NULL);
     o.device = 1000;
-    CHECK(folollm_load(MODEL, &o, &none, &error) == FOLOLLM_E_ARGUMENT && none == NULL);
+    CHECK(folollm_load(BASE, &o, &none, &error) == FOLOLLM_E_ARGUMENT && none == NULL);
     o.device = 1;
     o.float_activations = 1;
-    CHECK(folollm_load(MODEL, &o, &none, &error) == FOLOLLM_E_UNSUPPORTED && none == NULL);
+    CHECK(folollm_load(BASE, &o, &none, &error) == FOLOLLM_E_UNSUPPORTED && none == NULL);
 }
 
 /* Sequences with different adapters, and one with none, in the same steps. */
