@@ -77,12 +77,12 @@ FL_LOCAL void fl_cuda_close(fl_memory *m, fl_cuda *c) {
 }
 
 FL_LOCAL folollm_status fl_cuda_status(fl_cuda *c, folollm_error *error) {
-    int code = c->error, after = c->lost ? code : c->api->wait(c->device);
-    c->lost = c->lost || after != 0;
-    code = code != 0 ? code : after;
+    FL_CUDA_DO(c, wait(c->device));
+    int code = c->error;
     if (code == 0) {
         return FOLOLLM_OK;
     }
+    c->lost = c->lost || c->api->wait(c->device) != 0; /* does it still answer? */
     c->error = c->lost ? code : 0;
     return fl_cuda_failed(c, c->lost ? "it is lost, and with it all engines on it" : "a step failed and was undone", code,
                           error);
