@@ -136,7 +136,7 @@ static void test_reduction(void) {
     for (unsigned i = 0; i < n; i++) {
         in[i] = (float)(i % 101) - 50;
     }
-    for (uint64_t seed : {0, 1, 2, 3, 4}) {
+    for (uint64_t seed : {0u, 1u, 2u, 3u, 4u}) {
         shim_set_order(seed);
         Array<float> device_in(n), out(blocks);
         OK(cudaMemcpy(device_in.p, in.data(), n * sizeof(float), cudaMemcpyHostToDevice));
@@ -169,11 +169,11 @@ static void test_shuffles(void) {
             std::vector<int> got = out.read();
             unsigned wrong = 0;
             for (int lane = 0; lane < 32; lane++) {
-                int begin = lane / width * width, other = lane ^ operand;
-                wrong += got[lane * 4] != begin + operand % width;
-                wrong += got[lane * 4 + 1] != (lane - begin >= operand ? lane - operand : lane);
-                wrong += got[lane * 4 + 2] != (lane - begin + operand < width ? lane + operand : lane);
-                wrong += got[lane * 4 + 3] != (other < begin + width ? other : lane);
+                int begin = lane / width * width, other = lane ^ operand, *row = &got[(size_t)lane * 4];
+                wrong += row[0] != begin + operand % width;
+                wrong += row[1] != (lane - begin >= operand ? lane - operand : lane);
+                wrong += row[2] != (lane - begin + operand < width ? lane + operand : lane);
+                wrong += row[3] != (other < begin + width ? other : lane);
             }
             CHECK(wrong == 0);
         }
@@ -201,8 +201,9 @@ static void test_shuffle_types(void) {
     std::vector<Wide> got = out.read();
     for (int lane = 0; lane < 32; lane++) {
         int from = 31 - lane;
-        CHECK(got[lane].number == (long long)from << 40 && got[lane].real == from + 0.125 &&
-              got[lane].single == (float)from - 0.5f && got[lane].bits == (0x80000000u | (unsigned)from));
+        const Wide &w = got[(size_t)lane];
+        CHECK(w.number == (long long)from << 40 && w.real == from + 0.125);
+        CHECK(w.single == (float)from - 0.5f && w.bits == (0x80000000u | (unsigned)from));
     }
 }
 
@@ -238,7 +239,7 @@ __global__ static void diverge(int *out) {
 }
 
 static void test_votes(void) {
-    for (uint64_t seed : {0, 1, 5, 6}) {
+    for (uint64_t seed : {0u, 1u, 5u, 6u}) {
         shim_set_order(seed);
         Array<unsigned> out(32 * 5);
         Array<int> values(32);
@@ -486,7 +487,7 @@ static void test_kernel_faults(void) {
         {odd_width, 32, "kernel odd_width()", "the width of a shuffle is not"},
     };
     for (auto &c : cases) {
-        for (uint64_t seed : {0, 1, 2}) {
+        for (uint64_t seed : {0u, 1u, 2u}) {
             Ending e = in_child([&] {
                 shim_set_order(seed);
                 OK(launch(nullptr, dim3(1, 2), c.threads, 0, c.kernel));
@@ -631,7 +632,7 @@ static void test_races(void) {
         {only_atomics, false, "only_atomics"},
     };
     for (auto &c : cases) {
-        for (uint64_t seed : {0, 1, 2}) {
+        for (uint64_t seed : {0u, 1u, 2u}) {
             Ending e = in_child([&] {
                 shim_set_order(seed);
                 Array<unsigned> out(65);
@@ -926,8 +927,8 @@ static void test_launch_errors(void) {
 }
 
 static void test_copy_errors(void) {
-    Array<char> a(100), b(100);
-    char host[100] = {0};
+    Array<signed char> a(100), b(100);
+    signed char host[100] = {0};
     OK(cudaMemcpy(a.p, host, 100, cudaMemcpyHostToDevice));
     CHECK(cudaMemcpy(a.p, host, 101, cudaMemcpyHostToDevice) == cudaErrorInvalidValue);
     CHECK(cudaMemcpy(a.p + 1, host, 100, cudaMemcpyHostToDevice) == cudaErrorInvalidValue);
@@ -940,9 +941,9 @@ static void test_copy_errors(void) {
     CHECK(cudaMemsetAsync(a.p, 0, 101) == cudaErrorInvalidValue && cudaMemsetAsync(host, 0, 1) != cudaSuccess);
 
     for (int i = 0; i < 100; i++) {
-        host[i] = (char)i;
+        host[i] = (signed char)i;
     }
-    char back[100];
+    signed char back[100];
     memset(back, -1, sizeof back);
     OK(cudaMemsetAsync(a.p, 1, 100));
     OK(cudaMemcpy2DAsync(a.p, 10, host, 20, 7, 5, cudaMemcpyHostToDevice));
