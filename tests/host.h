@@ -1,5 +1,5 @@
 /* A host for tests. Its memory is counted and checked, its files lie in memory under the directory "mem", and the
- * n-th call of any hook can be made to fail, once or from then on. Include it after folollm.c. */
+ * n-th call of any hook can be made to fail, once or from then on. Include it after inside.h. */
 #ifndef TEST_HOST_H
 #define TEST_HOST_H
 

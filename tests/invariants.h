@@ -1,4 +1,4 @@
-/* What must hold between any two calls of an engine. Include it after folollm.c and check.h. */
+/* What must hold between any two calls of an engine. Include it after inside.h and check.h. */
 #ifndef TEST_INVARIANTS_H
 #define TEST_INVARIANTS_H
 
@@ -33,7 +33,8 @@ static inline const char *broken_pages(const folollm *f) {
     for (size_t b = 0; b <= p->bucket_mask; b++) {
         for (uint32_t at = p->buckets[b]; at != FL_PAGE_NONE && n_chained <= p->n_pages; at = p->chain[at]) {
             wrong = p->serials[at] == 0 ? "an unpublished page in the index" : wrong;
-            wrong = fl_pages_find(p, p->keys[at], fl_pages_tokens(p, at)) != at ? "a page that is not found" : wrong;
+            const folollm_token *tokens = p->tokens + (size_t)at * FL_PAGE_TOKENS;
+            wrong = fl_pages_find(p, p->keys[at], tokens) != at ? "a page that is not found" : wrong;
             n_chained++;
         }
     }

@@ -1,4 +1,4 @@
-/* The logits of a model, and how far those of two are apart; behind folollm.c and check.h. */
+/* The logits of a model, and how far those of two are apart; behind inside.h and check.h. */
 #ifndef LOGITS_H
 #define LOGITS_H
 

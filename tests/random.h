@@ -1,4 +1,4 @@
-/* Numbers that are the same in every run; behind folollm.c. */
+/* Numbers that are the same in every run; behind inside.h. */
 #ifndef RANDOM_H
 #define RANDOM_H
 

@@ -4,10 +4,10 @@
  * restored. At the end nothing may have grown, and no text may have gone wrong: some answers, chosen when they are
  * submitted, are written again, alone on another engine.
  *
- *     cc -O2 tests/soak.c -lutf8proc -lm -lpthread && ./a.out [minutes [seed]]     (from the root of the repository)
+ *     cc -O2 -I. -Isrc tests/soak.c tests/inside.c -lutf8proc -lm -lpthread && ./a.out [minutes [seed]]
  *     make -C tests soak MINUTES=20
  */
-#include "../folollm.c"
+#include "inside.h"
 
 #include "check.h"
 #include "invariants.h"

@@ -2,9 +2,9 @@
  * sequences and merged while loading; mixed in one batch without moving a bit of anybody; in prefix cache, forks and
  * snapshots; hostile files and faults.
  *
- *     cc -O2 tests/test_adapters.c -lutf8proc -lm -lpthread && ./a.out     (from the root of the repository)
+ *     cc -O2 -I. -Isrc tests/test_adapters.c tests/inside.c -lutf8proc -lm -lpthread && ./a.out
  */
-#include "../folollm.c"
+#include "inside.h"
 
 #include "check.h"
 #include "expected.h"

@@ -2,10 +2,10 @@
  * cut of the prompt into calls, batch neighbours, forks, truncations and shared engines. Counters show that each path
  * was really taken. Sampling with a seed, through all of that, writes the same tokens.
  *
- *     cc -O2 tests/test_bits.c -lutf8proc -lm -lpthread && ./a.out     (from the root of the repository)
+ *     cc -O2 -I. -Isrc tests/test_bits.c tests/inside.c -lutf8proc -lm -lpthread && ./a.out
  *     -DFL_PAGE_TOKENS=2: a page edge every other token
  */
-#include "../folollm.c"
+#include "inside.h"
 
 #include "check.h"
 #include "invariants.h"
@@ -81,7 +81,7 @@ static void test_tables_threads_chunks(void) {
                 CHECK(folollm_prefill(f, seq, prompt, LENGTH, all, NULL) == FOLOLLM_OK);
                 CHECK(memcmp(all, expected, (size_t)LENGTH * vocab * sizeof *all) == 0);
                 CHECK(f->executor.stats.forwards == fl_div_up(LENGTH, chunks[c]));
-                CHECK(threads == 1 ? f->worker.pool == NULL : f->worker.pool->n_threads == threads - 1);
+                CHECK(threads == 1 ? f->worker.pool == NULL : inside_pool_threads(f->worker.pool) == threads - 1);
                 folollm_free(f);
             }
         }
@@ -279,7 +279,7 @@ static void test_host_threads(void) {
     folollm_seq seq = open_sequence(f, NULL);
     feed(f, seq, 0, LENGTH, LENGTH);
     CHECK(logits_as_expected(f, seq, LENGTH));
-    CHECK(n_loops > 20 && f->worker.pool->n_threads == 0);
+    CHECK(n_loops > 20 && inside_pool_threads(f->worker.pool) == 0);
     folollm_free(f);
 }
 

@@ -3,9 +3,9 @@
  * bits at all; several blocks at odd addresses; and that the bytes are the same on every machine. Of the types that are
  * in files only: what they become stands for the same numbers, or, where it cannot, is as near as it is said to be.
  *
- *     cc -O2 tests/test_blocks.c -lutf8proc -lm -lpthread && ./a.out     (from the root of the repository)
+ *     cc -O2 -I. -Isrc tests/test_blocks.c tests/inside.c -lutf8proc -lm -lpthread && ./a.out
  */
-#include "../folollm.c"
+#include "inside.h"
 
 #include "check.h"
 #include "host.h"

@@ -4,7 +4,7 @@
     python3 tests/test_build.py [WORD...]     only the groups whose names contain one of the words
 
 Each check prints one line; what this machine has no tool for is printed as skipped and counted by nobody. The last line
-is "N passed, N failed".
+is "N passed, N failed". The groups run side by side, as many processes as there are processors, and print in order.
 """
 import concurrent.futures
 import glob
@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MODEL = "examples/models/tiny-shakespeare"
@@ -39,13 +40,13 @@ IMPORTS = set("""
 """.split())
 TOP_LEVEL = r"folollm\.[ch]|folollm_kernels\.cu|amalgamate\.py|src|tests|examples|README\.md|LICENSE|\..*"
 
-counts = {"passed": 0, "failed": 0, "skipped": 0}
-pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+pool = concurrent.futures.ThreadPoolExecutor(32)
+slots = threading.Semaphore(os.cpu_count())
+group = threading.local()  # .reports of the group that runs in this thread: pairs of kind and line
 
 
 def report(kind, what, detail=""):
-    counts[kind] += 1
-    print(f"{kind}: {what}" + (f": {detail.strip()[:2000]}" if detail else ""), flush=True)
+    group.reports.append((kind, f"{kind}: {what}" + (f": {detail.strip()[:2000]}" if detail else "")))
 
 
 def check(ok, what, detail=""):
@@ -67,8 +68,9 @@ def write(path, text):
 def run(*command, cwd=ROOT, timeout=300):
     """Exit status, and everything printed; a missing program or one that runs out of time counts as failed."""
     try:
-        p = subprocess.run(command, cwd=cwd, timeout=timeout, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                           stderr=subprocess.STDOUT, text=True, errors="replace")
+        with slots:
+            p = subprocess.run(command, cwd=cwd, timeout=timeout, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True, errors="replace")
     except (OSError, subprocess.TimeoutExpired) as e:
         return 127, str(e)
     return p.returncode, p.stdout
@@ -239,23 +241,25 @@ def compare_bits(work, builds):
 
 
 def group_include(work):
-    """Header-only style in a fast-math host: folollm.c inside a file that has included what hosts include."""
+    """Header-only style in a fast-math host, folollm.c inside a file that has included what hosts include; and two
+    copies with prefixes in one program. All print the same."""
     host = write(f"{work}/host.c", "#include <math.h>\n#include <stdio.h>\n#include <string.h>\n" +
                  ("#include <immintrin.h>\n" if X86 else "") +
                  f'#include "{ROOT}/folollm.c"\n#include "{ROOT}/tests/logits_hash.c"\n')
-    run("cc", "-O1", "-w", "folollm.c", "tests/logits_hash.c", "-o", f"{work}/plain", *LIBS)
-    _, reference = run(f"{work}/plain", MODEL)
 
     def build(c):
         warnings = run(c, "-O1", "-ffast-math", *NATIVE, *WARNINGS[:-1], host, "-o", f"{work}/host_{c}", *LIBS)
         return warnings, run(f"{work}/host_{c}", MODEL)
 
-    for c, ((status, warnings), (_, out)) in zip(C_COMPILERS, pool.map(build, C_COMPILERS)):
+    builds = pool.map(build, C_COMPILERS)
+    reference = two_copies(work)
+    for c, ((status, warnings), (_, out)) in zip(C_COMPILERS, builds):
         check(status == 0 and not warnings, f'{c}: #include "folollm.c" warns about nothing', warnings)
         check(out and out == reference, f'{c} -ffast-math: #include "folollm.c" gives the same bits', out)
 
 
-def group_copies(work):
+def two_copies(work):
+    """What each of them prints."""
     run("cc", "-O1", "-c", "tests/two_copies.c", "-o", f"{work}/two.o")
     commands = [["cc", "-O1", "-w", f"-DFOLOLLM_PREFIX={p}_", f"-Dmain={p}_main", "-c", source, "-o", f"{work}/{p}{i}.o"]
                 for p in "ab" for i, source in enumerate(("folollm.c", "tests/logits_hash.c"))]
@@ -265,6 +269,7 @@ def group_copies(work):
         status, out = run(f"{work}/two", MODEL)
     half = len(out) // 2
     check(status == 0 and half > 0 and out[:half] == out[half:], "two copies in one program, equal logits", out)
+    return out[:half]
 
 
 def group_integrator(work):
@@ -369,12 +374,22 @@ def group_hygiene(work):
     check(not odd, "the top level holds what it should", str(odd))
 
 
+def run_group(f):
+    group.reports = []
+    with tempfile.TemporaryDirectory() as work:
+        f(work)
+    return group.reports
+
+
 def main():
-    groups = [(name[6:], f) for name, f in globals().items() if name.startswith("group_")]
-    for name, f in groups:
-        if len(sys.argv) == 1 or any(word in name for word in sys.argv[1:]):
-            with tempfile.TemporaryDirectory() as work:
-                f(work)
+    groups = [f for name, f in globals().items() if name.startswith("group_")
+              and (len(sys.argv) == 1 or any(word in name[6:] for word in sys.argv[1:]))]
+    counts = {"passed": 0, "failed": 0, "skipped": 0}
+    threads = concurrent.futures.ThreadPoolExecutor(len(groups) or 1)  # apart from the pool, which they wait for
+    for reports in threads.map(run_group, groups):
+        for kind, line in reports:
+            counts[kind] += 1
+            print(line, flush=True)
     if counts["skipped"]:
         print(counts["skipped"], "skipped: see above")
     print(f"{counts['passed']} passed, {counts['failed']} failed")

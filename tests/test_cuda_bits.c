@@ -1,11 +1,7 @@
 /* The CUDA backend beside the CPU's: every op gives the same bits, and so do whole engines. Linked with
- * folollm_kernels.cu, compiled by nvcc for a device, or for this machine's own processor over the runtime in cuda/, as
- * the Makefile does it:
- *
- *     nvcc -c folollm_kernels.cu && cc -DFOLOLLM_CUDA tests/test_cuda_bits.c folollm_kernels.o -lcudart -lutf8proc -lm -lpthread
- */
-#define FL_SPLIT_TOKENS 64 /* so that short texts have several */
-#include "../folollm.c"
+ * folollm_kernels.cu, compiled for this machine's processor over the runtime in cuda/ or, by `make device`, for a device
+ * by nvcc. */
+#include "inside.h"
 
 #include "check.h"
 #include "random.h"
@@ -14,7 +10,7 @@
 
 #define MODEL "examples/models/tiny-shakespeare"
 #define MODELS "tests/vectors/models/"
-#define BASE MODELS "qwen3-gqa-fp32"  /* small, and what the adapters are for */
+#define BASE MODELS "qwen3-gqa-fp32" /* small, and what the adapters are for */
 #define ADAPTERS "tests/vectors/adapters/"
 
 static folollm_error error;

@@ -2,8 +2,7 @@
  * threads in another order. And what it would not show: that a step allocates nothing, waits once, and is one launch.
  *
  * Linked with folollm_kernels.cu, compiled over that runtime, as the Makefile does it. */
-#define FL_SPLIT_TOKENS 64
-#include "../folollm.c"
+#include "inside.h"
 
 #include "check.h"
 #include "cuda/shim.h"

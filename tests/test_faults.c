@@ -2,8 +2,8 @@
  * pools in the middle of a step. After each the status is the documented one, nothing is lost, nothing leaks, and
  * what is computed next has the same bits as if nothing had happened.
  *
- *     cc -O1 -g tests/test_faults.c -lutf8proc -lm -lpthread && ./a.out [repository root] */
-#include "../folollm.c"
+ *     cc -O1 -g -I. -Isrc tests/test_faults.c tests/inside.c -lutf8proc -lm -lpthread && ./a.out [repository root] */
+#include "inside.h"
 
 #include "check.h"
 #include "host.h"

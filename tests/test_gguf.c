@@ -4,8 +4,8 @@
  * files are put together; and hostile files, each byte and each number of the header wrong in turn, are refused with a
  * reason, within the memory that the file justifies, with everything given back.
  *
- *     cc -O2 tests/test_gguf.c -lutf8proc -lm -lpthread && ./a.out     (from the root of the repository) */
-#include "../folollm.c"
+ *     cc -O2 -I. -Isrc tests/test_gguf.c tests/inside.c -lutf8proc -lm -lpthread && ./a.out */
+#include "inside.h"
 
 #include "check.h"
 #include "host.h"
@@ -285,8 +285,8 @@ static fl_dtype type_of(const weight *w, fl_dtype type) {
 }
 
 static uint32_t number_of(fl_dtype type) {
-    for (uint32_t i = 0; i < FL_COUNT(fl_gguf_dtypes); i++) {
-        if (fl_gguf_dtypes[i].type == type && fl_gguf_dtypes[i].name != NULL) {
+    for (uint32_t i = 0; i < inside_gguf_n_dtypes; i++) {
+        if (inside_gguf_dtype(i).type == type && inside_gguf_dtype(i).name != NULL) {
             return i;
         }
     }
@@ -438,9 +438,10 @@ static void put_gguf(test_host *h, bool qwen3, bool untied, fl_dtype type, row_f
         if (w->cols == 0) {
             put(&data, w->values, w->rows * sizeof(float));
         }
-        for (size_t n = 0; i == 0 && embedding != 0 && n < w->rows * w->cols; n += fl_gguf_dtypes[embedding].numbers) {
+        inside_dtype d = inside_gguf_dtype(embedding);
+        for (size_t n = 0; i == 0 && embedding != 0 && n < w->rows * w->cols; n += d.numbers) {
             static const uint8_t zeros[512];
-            put(&data, zeros, fl_gguf_dtypes[embedding].bytes);
+            put(&data, zeros, d.bytes);
         }
         for (size_t r = 0; w->cols != 0 && (i != 0 || embedding == 0) && r < w->rows; r++) {
             put_row(&data, w, qwen3, r, t, form);
@@ -788,14 +789,14 @@ static void hostile(const char *name, const uint8_t *bytes, size_t n, int expect
 /* What no type here is made for is refused by its name, and all that are read are named. */
 static void test_refused(void) {
     unsigned n = 0;
-    for (uint32_t type = 0; type < FL_COUNT(fl_gguf_dtypes); type++) {
-        if (fl_gguf_dtypes[type].name == NULL || fl_gguf_dtypes[type].type != FL_DTYPE_OTHER) {
+    for (uint32_t type = 0; type < inside_gguf_n_dtypes; type++) {
+        if (inside_gguf_dtype(type).name == NULL || inside_gguf_dtype(type).type != FL_DTYPE_OTHER) {
             continue;
         }
         put_gguf(&host, false, false, FL_Q8_0, BLOCKS, type);
         const host_file *f = host_find(&host, "blocks.gguf");
-        hostile(fl_gguf_dtypes[type].name, f->bytes, f->n, FOLOLLM_E_UNSUPPORTED);
-        CHECK(strstr(error.text, fl_gguf_dtypes[type].name) != NULL && strstr(error.text, "MXFP4 are read") != NULL);
+        hostile(inside_gguf_dtype(type).name, f->bytes, f->n, FOLOLLM_E_UNSUPPORTED);
+        CHECK(strstr(error.text, inside_gguf_dtype(type).name) != NULL && strstr(error.text, "MXFP4 are read") != NULL);
         n++;
     }
     CHECK(n == 19);
@@ -976,7 +977,7 @@ static void put_any(buffer *b, fl_gguf_type type) {
         put_number(b, 1, 8);
         put_number(b, 1, 1);
     } else {
-        put_number(b, 1, fl_gguf_types[type].bytes);
+        put_number(b, 1, inside_gguf_bytes(type));
     }
 }
 
@@ -1002,8 +1003,8 @@ static void test_alignment(void) {
     for (int type = 0; type < FL_GGUF_TYPE_COUNT; type++) {
         buffer more = {0};
         put_key(&more, "general.alignment", (fl_gguf_type)type);
-        if (fl_gguf_types[type].bytes > 1) {
-            put_number(&more, 32, fl_gguf_types[type].bytes);
+        if (inside_gguf_bytes((fl_gguf_type)type) > 1) {
+            put_number(&more, 32, inside_gguf_bytes((fl_gguf_type)type));
         } else {
             put_any(&more, (fl_gguf_type)type);
         }
@@ -1142,7 +1143,7 @@ static void test_entries(void) {
         put_number(&b, FL_GGUF_U8, 4);
         put_number(&b, 1, 8);
         put_number(&b, 1, 1);
-        entry_case("arrays in arrays", &b, depth <= FL_GGUF_DEPTH ? FOLOLLM_OK : FOLOLLM_E_UNSUPPORTED);
+        entry_case("arrays in arrays", &b, depth <= inside_gguf_depth ? FOLOLLM_OK : FOLOLLM_E_UNSUPPORTED);
     }
     buffer_free(&b);
 }
@@ -1221,9 +1222,9 @@ static void test_infos(void) {
     }
     put_shape(&b, "more", 1, ones, 0, at);
     tensor_case("data that is not there", &b, 3, FOLOLLM_E_FORMAT);
-    for (uint32_t type = 0; type < FL_COUNT(fl_gguf_dtypes); type++) { /* 40 rows of 8 f16 are 640 bytes */
+    for (uint32_t type = 0; type < inside_gguf_n_dtypes; type++) { /* 40 rows of 8 f16 are 640 bytes */
         change c = {.matrix_type = type};
-        bool has_blocks = fl_gguf_dtypes[type].name != NULL && fl_gguf_dtypes[type].numbers > 1;
+        bool has_blocks = inside_gguf_dtype(type).name != NULL && inside_gguf_dtype(type).numbers > 1;
         hostile_change("the embedding has another type", &c,
                        has_blocks ? FOLOLLM_E_FORMAT : type == 1 || type == 30 || type == 0 ? ANY : REFUSED);
         CHECK(!has_blocks || strstr(error.text, "whole blocks") != NULL);
@@ -1234,15 +1235,16 @@ static void test_infos(void) {
 /* Rows of 8, of half a block and of one and a half: each type that comes in blocks says how many there must be. And
  * vectors, which do not come in blocks. */
 static void test_rows(void) {
-    for (uint32_t type = 0; type < FL_COUNT(fl_gguf_dtypes); type++) {
-        uint32_t numbers = fl_gguf_dtypes[type].numbers;
+    for (uint32_t type = 0; type < inside_gguf_n_dtypes; type++) {
+        const char *name = inside_gguf_dtype(type).name;
+        uint32_t numbers = inside_gguf_dtype(type).numbers;
         const uint64_t rows[] = {8, numbers / 2, numbers + numbers / 2, numbers - 1, numbers + 1, 2 * numbers - 1};
         for (size_t i = 0; i < FL_COUNT(rows) && numbers > 1; i++) {
             const uint64_t sizes[] = {rows[i], 4};
             buffer b = {0};
             put_shape(&b, "more", 2, sizes, type, sound_offset);
             tensor_case("rows that are no whole blocks", &b, 4096, FOLOLLM_E_FORMAT);
-            CHECK(strstr(error.text, "whole blocks") != NULL && strstr(error.text, fl_gguf_dtypes[type].name) != NULL);
+            CHECK(strstr(error.text, "whole blocks") != NULL && strstr(error.text, name) != NULL);
             buffer_free(&b);
         }
     }
@@ -1260,16 +1262,16 @@ static void test_products(void) {
         uint64_t sizes[4];
         uint32_t type, n_dims = (uint32_t)(random_next() % 5);
         do {
-            type = (uint32_t)(random_next() % FL_COUNT(fl_gguf_dtypes));
-        } while (fl_gguf_dtypes[type].name == NULL);
-        wide bytes = fl_gguf_dtypes[type].bytes, limit = (wide)1 << 100;
+            type = (uint32_t)(random_next() % inside_gguf_n_dtypes);
+        } while (inside_gguf_dtype(type).name == NULL);
+        wide bytes = inside_gguf_dtype(type).bytes, limit = (wide)1 << 100;
         for (uint32_t d = 0; d < n_dims; d++) {
             sizes[d] = random_next() % 2 ? edges[random_next() % FL_COUNT(edges)] : random_next() >> random_next() % 64;
-            sizes[d] = d == 0 ? sizes[d] / 256 * fl_gguf_dtypes[type].numbers : sizes[d];
-            wide n = d == 0 ? sizes[d] / fl_gguf_dtypes[type].numbers : sizes[d];
+            sizes[d] = d == 0 ? sizes[d] / 256 * inside_gguf_dtype(type).numbers : sizes[d];
+            wide n = d == 0 ? sizes[d] / inside_gguf_dtype(type).numbers : sizes[d];
             bytes = bytes > limit && n != 0 ? limit : bytes * n;
         }
-        bool whole = n_dims > 0 || fl_gguf_dtypes[type].numbers == 1;
+        bool whole = n_dims > 0 || inside_gguf_dtype(type).numbers == 1;
         put_shape(&b, "more", n_dims, sizes, type, at);
         tensor_case("a product of sizes", &b, 64, !whole || bytes > 64 ? REFUSED : ANY);
     }

@@ -2,8 +2,8 @@
  * in every type, and hold what the gguf package writes for the same checkpoint; written from GGUF they keep everything;
  * what cannot be said is refused before the first byte; every write, allocation and read may fail.
  *
- *     cc -O2 tests/test_gguf_write.c -lutf8proc -lm -lpthread && ./a.out     (from the root of the repository) */
-#include "../folollm.c"
+ *     cc -O2 -I. -Isrc tests/test_gguf_write.c tests/inside.c -lutf8proc -lm -lpthread && ./a.out */
+#include "inside.h"
 
 #include "check.h"
 #include "host.h"

@@ -134,7 +134,3 @@ int main(void) {
     }
     return check_finish();
 }
-
-#ifndef __cplusplus
-#include "../folollm.c"
-#endif

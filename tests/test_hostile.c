@@ -2,8 +2,8 @@
  * names the file, all memory is given back, the most that was held is bounded by the file's size, and it took less
  * than a second. Parsers run on a stack of 64 KiB, because none may recurse on its input.
  *
- *     cc -O1 -g tests/test_hostile.c -lutf8proc -lm -lpthread && ./a.out [repository root] */
-#include "../folollm.c"
+ *     cc -O1 -g -I. -Isrc tests/test_hostile.c tests/inside.c -lutf8proc -lm -lpthread && ./a.out [repository root] */
+#include "inside.h"
 
 #include "check.h"
 #include "host.h"
@@ -11,15 +11,11 @@
 #include <math.h>
 #include <pthread.h>
 #include <stdarg.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define SANITIZED 1
-#endif
-#endif
-#if defined(__SANITIZE_ADDRESS__) || defined(SANITIZED) || !defined(__OPTIMIZE__)
+#if SANITIZED || !defined(__OPTIMIZE__)
 #define STACK_BYTES (1u << 20) /* red zones, and unrolled kernels with a place on the stack for each number */
 #else
 #define STACK_BYTES (1u << 16)
@@ -471,7 +467,7 @@ static void *open_any(void *user, const char *path) {
 
 /* As many shards as may be, each named fifty times: time must not grow with the product. */
 static void test_many_shards(void) {
-    const size_t n_shards = FL_SHARDS_MAX, n_names = 50 * n_shards, room = 16 * n_names + 32;
+    const size_t n_shards = inside_shards_max, n_names = 50 * n_shards, room = 16 * n_names + 32;
     char *index = malloc(room);
     size_t n = (size_t)snprintf(index, room, "{\"weight_map\":{");
     for (size_t i = 0; i < n_names; i++) {

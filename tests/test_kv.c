@@ -1,13 +1,12 @@
 /* The KV cache of 8 and 4 bits: each kernel against plain C at odd sizes and with odd values, in every table; attention
  * at every width against float64; what it costs in quality, printed and bounded; and in memory.
  *
- *     cc -O2 tests/test_kv.c -lutf8proc -lm -lpthread && ./a.out     (from the root of the repository)
+ *     cc -O2 -I. -Isrc tests/test_kv.c tests/inside.c -lutf8proc -lm -lpthread && ./a.out
  *     -DFL_PAGE_TOKENS=2: strips of keys put together from several pages
  */
-#include "../folollm.c"
+#include "inside.h"
 
 #include "check.h"
-#include "tables.h"
 #include "random.h"
 
 #include <stdlib.h>
@@ -23,14 +22,14 @@ static const size_t widths[] = {2, 6, 12, 20, 64, 80, 96, 128, WIDEST};
 
 static void test_hadamard(const fl_kernels *k, size_t d) {
     float x[WIDEST], first[WIDEST], y[WIDEST + 1];
-    size_t block = fl_rotation(d);
+    size_t block = inside_rotation(d);
     CHECK(d % block == 0 && d / block % 2 == 1 && (block & (block - 1)) == 0);
     for (size_t i = 0; i < d; i++) {
         x[i] = y[i] = first[i] = random_float();
     }
     y[d] = 7;
     k->hadamard(y, d, block);
-    fl_kernels_scalar.hadamard(first, d, block);
+    fl_kernels_of(FOLOLLM_ISA_SCALAR)->hadamard(first, d, block);
     CHECK(memcmp(y, first, d * sizeof *y) == 0 && y[d] == 7);
     for (size_t i = 0; i < d; i++) {
         double sum = 0;
@@ -124,7 +123,7 @@ static void test_unpack(const fl_kernels *k, size_t d) {
         for (size_t i = 0; i < d; i++) {
             q[i] = (int8_t)(bits == 8 ? (int)random_below(255) - 127 : (int)random_below(16) - 8);
         }
-        fl_pack_row(&kv, true, q, 1.5f, row);
+        inside_pack_row(&kv, true, q, 1.5f, row);
         k->unpack(kv.type, row, d, y);
         for (size_t i = 0; i < lanes; i++) {
             CHECK(y[i] == (i < d ? (float)q[i] : 0));
@@ -163,7 +162,7 @@ static void check_dots(const fl_kernels *k, folollm_kv_type type, size_t d, size
             int any = least + (int)random_below((uint32_t)(most - least + 1));
             keys[j][i] = (int8_t)(j == 0 ? least : j == 1 ? most : any);
         }
-        fl_pack_row(&kv, false, keys[j], 0, row);
+        inside_pack_row(&kv, false, keys[j], 0, row);
         for (size_t quad = 0; quad < dots.n_quads; quad++) {
             memcpy(strips + 64 * (j / 16 * dots.n_quads + quad) + j % 16 * 4, row + 4 * quad, 4);
         }
@@ -188,8 +187,8 @@ static void check_dots(const fl_kernels *k, folollm_kv_type type, size_t d, size
 }
 
 static void test_kernels(void) {
-    const fl_kernels *tables[5];
-    for (size_t t = all_tables(tables); t-- > 0;) {
+    const fl_kernels *tables[INSIDE_TABLES];
+    for (size_t t = inside_tables(tables); t-- > 0;) {
         for (size_t w = 0; w < FL_COUNT(widths); w++) {
             test_hadamard(tables[t], widths[w]);
             test_quantise(tables[t], widths[w]);
@@ -316,8 +315,8 @@ static void test_attention(void) {
     static const double gates[] = {1e-10, 5e-4, 5e-2};
     static float qkv[TOKENS * 16 * 128], first[TOKENS * 8 * 128], out[TOKENS * 8 * 128];
     double worst[FL_COUNT(types)] = {0};
-    const fl_kernels *tables[5];
-    size_t n_tables = all_tables(tables);
+    const fl_kernels *tables[INSIDE_TABLES];
+    size_t n_tables = inside_tables(tables);
     for (size_t w = 0; w < FL_COUNT(widths) && widths[w] <= 128; w++) {
         size_t d = widths[w];
         uint32_t window = w % 2 == 0 ? 0 : 21;
@@ -342,8 +341,8 @@ static void test_not_finite(void) {
     static float qkv[TOKENS * 16 * 20], out[TOKENS * 8 * 20];
     static const float broken[] = {NAN, INFINITY, -INFINITY};
     size_t d = 20, stride = fl_padded((HEADS + 2 * KV_HEADS) * d), out_stride = fl_padded(HEADS * d);
-    const fl_kernels *tables[5];
-    for (size_t t = all_tables(tables); t-- > 0;) {
+    const fl_kernels *tables[INSIDE_TABLES];
+    for (size_t t = inside_tables(tables); t-- > 0;) {
         for (size_t i = 0; i < 3 * 2 * 3; i++) {
             size_t at = 5 + 30 * (i % 2), part = i / 2 % 3; /* of token `at`: the last head of q, k or v */
             size_t heads = part == 0 ? HEADS : HEADS + part * KV_HEADS;

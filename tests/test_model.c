@@ -1,9 +1,9 @@
 /* The forward pass against Hugging Face: logits and greedy text of the checkpoints of vectors/models, which
  * oracle/make_models.py wrote with transformers, in every table of kernels that this processor has.
  *
- *     cc -O2 tests/test_model.c -lutf8proc -lm -lpthread && ./a.out     (from the root of the repository)
+ *     cc -O2 -I. -Isrc tests/test_model.c tests/inside.c -lutf8proc -lm -lpthread && ./a.out
  */
-#include "../folollm.c"
+#include "inside.h"
 
 #include "check.h"
 #include "expected.h"

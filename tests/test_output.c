@@ -1,9 +1,9 @@
 /* Outputs: draws in company, stop ids, limits, and the text that comes out with stop strings, through forks,
  * truncation and new prompts, against a model of it that searches the whole text; the checkpoint's own settings.
  *
- *     cc -O1 tests/test_output.c -lutf8proc -lm -lpthread && ./a.out     (from the root of the repository)
+ *     cc -O1 -I. -Isrc tests/test_output.c tests/inside.c -lutf8proc -lm -lpthread && ./a.out
  */
-#include "../folollm.c"
+#include "inside.h"
 
 #include "check.h"
 #include "host.h"

@@ -2,9 +2,9 @@
  * tests/oracle/make_quantised.py); small models of every format and variant, packed here from known integers, against
  * the same model of floats and of blocks, by memcmp where nothing is rounded; what is damaged is refused.
  *
- *     cc -O2 tests/test_quantised.c -lutf8proc -lm -lpthread && ./a.out     (from the root of the repository)
+ *     cc -O2 -I. -Isrc tests/test_quantised.c tests/inside.c -lutf8proc -lm -lpthread && ./a.out
  */
-#include "../folollm.c"
+#include "inside.h"
 
 #include "check.h"
 #include "host.h"
@@ -546,7 +546,7 @@ static void check_values(const folollm *f, const fl_matrix *loaded, uint32_t par
         if (p->type == FL_BF16) {
             fl_to_float(FL_BF16, (const uint16_t *)p->data + r * m->n_cols, m->n_cols, row);
         } else {
-            fl_open_rows(&f->worker.cpu, p, m->n_cols, r, 1, slab, row, 0);
+            inside_open_rows(&f->worker.cpu, p, m->n_cols, r, 1, slab, row, 0);
         }
         for (size_t i = 0; i < m->n_cols; i++) {
             float w = m->w[r * m->n_cols + i];
@@ -736,7 +736,7 @@ static void check_decoded(fl_quantised *q, const char *name, const float *refere
     matrix.parts[0] = (fl_part){.data = packed, .n_rows = q->n_rows, .type = q->type, .order = q->order};
     for (size_t r = 0; r < q->n_rows && q->exact; r++) {
         fl_quantised_floats(q, r, row);
-        fl_open_rows(&cpu, &matrix.parts[0], q->n_cols, r, 1, slab, y, 0);
+        inside_open_rows(&cpu, &matrix.parts[0], q->n_cols, r, 1, slab, y, 0);
         differ += memcmp(row, y, q->n_cols * sizeof *y) != 0;
     }
     CHECK_TEXT(differ == 0, name);

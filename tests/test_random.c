@@ -3,9 +3,10 @@
  * tokens; its logits must be those of that list computed by another engine in one piece, and a finished answer must be
  * what that engine writes alone. Invariants are checked all the time, and in the end the pool is empty.
  *
- *     cc -O2 tests/test_random.c -lutf8proc -lm -lpthread && ./a.out [OPERATIONS [SEED]]    (default: 40000 1)
+ *     cc -O2 -I. -Isrc tests/test_random.c tests/inside.c -lutf8proc -lm -lpthread && ./a.out [OPERATIONS [SEED]]
+ *     default: 40000 1
  */
-#include "../folollm.c"
+#include "inside.h"
 
 #include "check.h"
 #include "invariants.h"

@@ -3,10 +3,10 @@
  * Counters show that each path was really taken. Then: who is served when, cancels at every check-point, deadlines,
  * full pools, numbers that are none, misuse.
  *
- *     cc -O1 tests/test_requests.c -lutf8proc -lm -lpthread && ./a.out     (from the root of the repository)
+ *     cc -O1 -I. -Isrc tests/test_requests.c tests/inside.c -lutf8proc -lm -lpthread && ./a.out
  *     -DFL_PAGE_TOKENS=2: a page edge every other token
  */
-#include "../folollm.c"
+#include "inside.h"
 
 #include "check.h"
 #include "host.h"
@@ -22,7 +22,7 @@
 
 static folollm_error error;
 static uint64_t digest_of(const void *p, size_t n) {
-    return fl_checksum(p, n);
+    return inside_checksum(p, n);
 }
 
 /* ---- Engines: a clock that moves a little each time it is read, and hooks that let a test act in between ----------- */

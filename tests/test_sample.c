@@ -2,9 +2,9 @@
  * (vectors/sampling.txt, made by oracle/make_sampling.py); penalties, bans, the generator, and what is refused. How
  * outputs end and what text they give: test_output.c.
  *
- *     cc -O1 tests/test_sample.c -lutf8proc -lm -lpthread && ./a.out     (from the root of the repository)
+ *     cc -O1 -I. -Isrc tests/test_sample.c tests/inside.c -lutf8proc -lm -lpthread && ./a.out
  */
-#include "../folollm.c"
+#include "inside.h"
 
 #include "check.h"
 #include "host.h"
@@ -238,7 +238,7 @@ static void check_logprobs(void) {
 
 static void check_uniform(void) {
     uint64_t seed = strtoull(next_word(), NULL, 10), position = strtoull(next_word(), NULL, 10);
-    CHECK(fl_uniform(seed, position) * 9007199254740992.0 == strtod(next_word(), NULL));
+    CHECK(inside_uniform(seed, position) * 9007199254740992.0 == strtod(next_word(), NULL));
 }
 
 /* Every preset and order: the same candidates, with the same probabilities, as the engine whose meaning it has. */
@@ -476,7 +476,7 @@ static void test_philox(void) {
         uint32_t counter[4] = {(uint32_t)position, (uint32_t)(position >> 32), 0, 0};
         reference_philox(counter, (uint32_t)seed, (uint32_t)(seed >> 32));
         double expected = ldexp((double)counter[0], -32) + ldexp((double)(counter[1] >> 11), -53);
-        double uniform = fl_uniform(seed, position);
+        double uniform = inside_uniform(seed, position);
         CHECK(uniform == expected && uniform >= 0 && uniform < 1);
     }
 }

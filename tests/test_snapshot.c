@@ -4,10 +4,10 @@
  * stream: none that anybody has). The forgeries have right checksums, so that the checks behind those are the ones under
  * test.
  *
- *     cc -O1 -g tests/test_snapshot.c -lutf8proc -lm -lpthread && ./a.out     (from the root of the repository)
+ *     cc -O1 -g -I. -Isrc tests/test_snapshot.c tests/inside.c -lutf8proc -lm -lpthread && ./a.out
  *     -DFL_PAGE_TOKENS=2: a page edge every other token
  */
-#include "../folollm.c"
+#include "inside.h"
 
 #include "check.h"
 #include "host.h"
@@ -20,14 +20,7 @@
 #define MODELS "tests/vectors/models/"
 #define SMALL MODELS "llama-gqa-fp16" /* 80 ids, EOS 2, no tied head */
 
-#if defined(__has_feature) /* clang's */
-#if __has_feature(address_sanitizer)
-#define SLOW 4 /* so many times fewer sequences are continued */
-#endif
-#endif
-#ifndef SLOW
-#define SLOW 1
-#endif
+#define SLOW (SANITIZED ? 4 : 1) /* so many times fewer sequences are continued */
 
 #define PAGE ((uint32_t)FL_PAGE_TOKENS)
 #define LENGTHS (3 * PAGE + 3) /* 0 to 3 pages and 2 */
@@ -566,10 +559,10 @@ static void forge(saved s) {
         if (n > s.n - at) {
             break;
         }
-        put_u64(s, AT_SECTIONS + 16 * (size_t)i + 8, fl_checksum(s.bytes + at, (size_t)n));
+        put_u64(s, AT_SECTIONS + 16 * (size_t)i + 8, inside_checksum(s.bytes + at, (size_t)n));
         at += (size_t)n;
     }
-    put_u64(s, AT_CHECKSUM, fl_checksum(s.bytes, AT_CHECKSUM));
+    put_u64(s, AT_CHECKSUM, inside_checksum(s.bytes, AT_CHECKSUM));
 }
 
 /* The same snapshot with another sampling section. */
@@ -665,7 +658,7 @@ static void test_forged_header(void) {
                                         (UINT64_C(1) << 63) - 1, UINT64_MAX, UINT64_MAX - 7};
     uint32_t n_tokens = fl_load_u32(good.bytes + AT_TOKENS);
     for (size_t i = 0; i < FL_COUNT(odd); i++) {
-        if (odd[i] != FL_SNAPSHOT_VERSION) {
+        if (odd[i] != inside_snapshot_version) {
             CHECK(forged_u32(AT_VERSION, odd[i], FOLOLLM_E_UNSUPPORTED));
         }
         CHECK(odd[i] == FOLOLLM_KV_F16 || forged_u32(AT_KV_TYPE, odd[i], FOLOLLM_E_UNSUPPORTED));

@@ -1,10 +1,10 @@
 /* Text: tokenizers and chat formats against what Hugging Face gives for the same input.
  *
- *     cc -O1 test_text.c -lutf8proc -lm -lpthread && ./a.out [vectors directory]
+ *     cc -O1 -I.. -I../src test_text.c inside.c -lutf8proc -lm -lpthread && ./a.out [vectors directory]
  *
  * The vectors and their formats: oracle/make_tokenizers.py and oracle/make_chats.py. Everything runs in a thread
  * with a stack of 64 KiB, because nothing here may recurse on its input. */
-#include "../folollm.c"
+#include "inside.h"
 
 #include <pthread.h>
 #include <stdio.h>
@@ -332,16 +332,25 @@ static void check_block(const fl_tokenizer *t, fl_memory *m, cursor *c) {
             length += fl_utf8_encode(low + i * step, text + length);
         }
         fl_str s = {text, length};
+        folollm_span whole = {0, length};
+        folollm_token got[512];
+        size_t n_got = FL_COUNT(got);
         bool loose = versions_differ(low + i * step);
-        ids got = encode(t, m, s, TRUSTED);
-        hash[loose] = fnv_ids(hash[loose], got.at, got.n);
+        CHECK(fl_tokenizer_encode(t, m, s, &whole, 1, 0, got, &n_got, NULL) == FOLOLLM_OK, "a text of code points");
+        hash[loose] = fnv_ids(hash[loose], got, n_got);
         n_loose += loose;
-        free(got.at);
     }
     if (!CHECK(fold(hash[0]) == next_hex(c), "the ids of a block of code points")) {
         printf("    block of U+%04X\n", (unsigned)low);
     }
     n_skipped += fold(hash[1]) == next_hex(c) ? 0 : n_loose;
+}
+
+static size_t n_tokenizers; /* that were checked */
+
+/* Under AddressSanitizer a block is for one tokenizer in five: all of them look a code point up in the same tables. */
+static bool takes_block(size_t index) {
+    return !SANITIZED || (index + n_tokenizers) % 5 == 0;
 }
 
 /* Every special string, glued to others: only a trusted span may make tokens of them. */
@@ -419,7 +428,7 @@ static void check_tokenizer(const char *name, const char *directory) {
         return;
     }
     CHECK(planned == bytes && host.live == bytes, "it takes what the plan said");
-    size_t n, n_pieces = 0;
+    size_t n, n_pieces = 0, n_blocks = 0;
     char *text = read_whole(path("vectors/tokenizers/", name, "/expected.txt"), &n);
     for (cursor c = {text, text + n}; c.at < c.end;) {
         fl_str kind = next_word(&c);
@@ -427,10 +436,15 @@ static void check_tokenizer(const char *name, const char *directory) {
             check_case(t, &m, &c);
         } else if (fl_str_is(kind, "piece")) {
             check_piece(t, &m, &c, n_pieces++);
-        } else {
+        } else if (takes_block(n_blocks++)) {
             check_block(t, &m, &c);
+        } else {
+            for (int words = 4; words > 0; words--) {
+                next_word(&c);
+            }
         }
     }
+    n_tokenizers++;
     check_hostile_text(t, &m);
     check_refusals(t, &m);
     fl_tokenizer_close(&m, t);
@@ -677,6 +691,8 @@ static void test_no_memory(void) {
 
 /* ---- Long words ------------------------------------------------------------------------------------ */
 
+#define LONG_WORD (SANITIZED ? 1u << 18 : 1u << 20)
+
 static double encode_seconds(const fl_tokenizer *t, fl_memory *m, const char *unit, size_t n) {
     size_t width = strlen(unit), count = n / width;
     char *text = malloc(count * width);
@@ -710,12 +726,13 @@ static void test_long_words(void) {
             continue;
         }
         for (size_t i = 0; i < FL_COUNT(units); i++) {
-            double one = encode_seconds(t, &m, units[i], 1 << 20), two = encode_seconds(t, &m, units[i], 1 << 21);
+            double one = encode_seconds(t, &m, units[i], LONG_WORD);
+            double two = encode_seconds(t, &m, units[i], 2 * LONG_WORD);
             slowest = one > slowest ? one : slowest;
             CHECK(two < 6 * one + 0.05, "time grows faster than the text");
         }
-        printf("    %s: 1 MiB without a break, slowest of %zu kinds: %.2f s\n", names[k], FL_COUNT(units),
-               slowest);
+        printf("    %s: %u KiB without a break, slowest of %zu kinds: %.2f s\n", names[k], LONG_WORD >> 10,
+               FL_COUNT(units), slowest);
         fl_tokenizer_close(&m, t);
     }
     group("long words");

@@ -2,10 +2,10 @@
  * its own loop, while other threads cancel whatever handles they can see, stale ones too, and engines are made and
  * freed all the time. Every token must be the one that the same prompt gave alone, before any of this began.
  *
- *     cc -O1 -g tests/test_threads.c -lutf8proc -lm -lpthread && ./a.out     (from the root of the repository)
+ *     cc -O1 -g -I. -Isrc tests/test_threads.c tests/inside.c -lutf8proc -lm -lpthread && ./a.out
  *     with clang and -fsanitize=thread: no race is reported; make -C tests tsan
  */
-#include "../folollm.c"
+#include "inside.h"
 
 #include "check.h"
 #include "invariants.h"
