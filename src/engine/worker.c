@@ -80,16 +80,15 @@ FL_LOCAL folollm_status fl_worker_open(fl_memory *m, fl_worker *w, const fl_work
 }
 
 FL_LOCAL void fl_worker_close(fl_memory *m, fl_worker *w) {
-    fl_pool_close(m, w->pool);
-    fl_arena_close(m, &w->scratch);
-    if (w->cuda.device != NULL) {
+    if (w->cuda.device != NULL) { /* first: a copy that was not waited for may still go to memory of the host */
         fl_cuda_stop(&w->on_cuda);
         fl_cuda_arena_close(&w->cuda, &w->device_scratch);
         fl_cuda_arena_close(&w->cuda, &w->cache);
         fl_cuda_close(m, &w->cuda);
-    } else {
-        fl_arena_close(m, &w->cache);
     }
+    fl_pool_close(m, w->pool);
+    fl_arena_close(m, &w->scratch);
+    fl_arena_close(m, &w->cache);
 }
 
 FL_LOCAL void fl_worker_begin(fl_worker *w, const fl_batch *batch, float *logits) {
