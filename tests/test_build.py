@@ -330,11 +330,17 @@ def quiet(work):
 def group_kernels(work):
     hashes = [re.search(r'#define FOLOLLM_SOURCE_HASH "(\w{64})"', read(f)) for f in ("folollm.c", "folollm_kernels.cu")]
     check(all(hashes) and hashes[0][1] == hashes[1][1], "folollm.c and folollm_kernels.cu carry the same hash")
+    status, out = run("cc", *WARNINGS, "-DFOLOLLM_CUDA", "-fsyntax-only", "folollm.c")
+    check(status == 0, "folollm.c compiles with FOLOLLM_CUDA", out)
     nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
     if nvcc is None:
         return report("skipped", "folollm_kernels.cu compiles", "no nvcc")
-    status, out = run(nvcc, "-c", "folollm_kernels.cu", "-o", f"{work}/kernels.o")
-    check(status == 0 and not out, "folollm_kernels.cu compiles", out)
+    status, out = run(nvcc, "-Xptxas", "-v", "-arch=sm_90", "-c", "folollm_kernels.cu", "-o", f"{work}/kernels.o")
+    spills = re.findall(r"(\d+) bytes spill", out)
+    check(status == 0 and "warning" not in out, "folollm_kernels.cu compiles", out)
+    check(len(spills) > 100 and set(spills) == {"0"}, "its kernels keep everything in registers", out)
+    status, out = run("nm", "-g", "--defined-only", f"{work}/kernels.o")
+    check(re.findall(r" T ([a-z]\w+)", out) == ["folollm_kernels"], "it exports one function", out)
 
 
 def group_readme(work):

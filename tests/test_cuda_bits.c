@@ -1,6 +1,6 @@
 /* The CUDA backend beside the CPU's: every op gives the same bits, and so do whole engines. Linked with
- * folollm_kernels.cu, compiled for this machine's processor over the runtime in cuda/ or, by `make device`, for a device
- * by nvcc. */
+ * folollm_kernels.cu, compiled for this machine's processor over the runtime in cuda/ or, by `make device`, for a
+ * device by nvcc. */
 #include "inside.h"
 
 #include "check.h"
@@ -83,7 +83,8 @@ static void random_row(fl_dtype type, size_t n_cols, uint8_t *row) {
 static fl_part random_part(fl_dtype type, size_t n_rows, size_t n_cols, bool bias, const uint32_t *order) {
     size_t row_bytes = fl_row_bytes(type, n_cols);
     uint8_t *data = take(fl_matrix_bytes(type, n_rows, n_cols)), *panel = take(FL_PANEL * row_bytes);
-    fl_part part = {data, n_rows, type, bias ? random_floats(n_rows, 0.1f, 0) : NULL, fl_is_packed(type) ? order : NULL};
+    fl_part part = {data, n_rows, type, bias ? random_floats(n_rows, 0.1f, 0) : NULL,
+                    fl_is_packed(type) ? order : NULL};
     for (size_t first = 0; first < n_rows; first += FL_PANEL) {
         size_t n = fl_min(n_rows - first, FL_PANEL);
         for (size_t r = 0; r < n; r++) {
@@ -328,7 +329,8 @@ static void check_batch(const layer_case *c, uint32_t positions[SEQS], const uin
 }
 
 static void test_layer(const layer_case *c) {
-    static const uint32_t batches[][SEQS] = {{5, 0, 0}, {1, 0, 0}, {1, 3, 0}, {1, 1, 61}, {70, 1, 1}, {1, 1, 1}, {2, 1, 40}};
+    static const uint32_t batches[][SEQS] = {{5, 0, 0},  {1, 0, 0}, {1, 3, 0}, {1, 1, 61},
+                                             {70, 1, 1}, {1, 1, 1}, {2, 1, 40}};
     uint32_t positions[SEQS] = {0};
     unsigned failed = check_n_failed;
     fl_upload upload;
@@ -351,15 +353,16 @@ static const layer_case layers[] = {
     {"bf16", 144, 4, 2, 32, 200, 80, {FL_BF16, FL_BF16, FL_BF16, FL_BF16}, FOLOLLM_KV_F16, 0, false, true, false},
     {"f16, f32", 136, 3, 1, 24, 136, 100, {FL_F16, FL_F16, FL_F32, FL_F32}, FOLOLLM_KV_F32, 50, true, false, false},
     {"q8", 160, 4, 4, 16, 96, 65, {FL_Q8_0, FL_Q8_0, FL_Q8_0, FL_Q8_0}, FOLOLLM_KV_BF16, 0, false, false, false},
-    {"q8_row", 100, 6, 2, 20, 300, 64, {FL_Q8_ROW, FL_Q8_ROW, FL_Q8_ROW, FL_Q8_ROW}, FOLOLLM_KV_Q8, 0, true, true, false},
+    {"q8_row", 100, 6, 2, 20, 300, 64, {FL_Q8_ROW, FL_Q8_ROW, FL_Q8_ROW, FL_Q8_ROW}, FOLOLLM_KV_Q8, 0, true, true,
+     false},
     {"q4", 256, 5, 1, 64, 512, 70, {FL_Q4_0, FL_Q4_0, FL_Q4_0, FL_Q6_K}, FOLOLLM_KV_Q4, 100, false, false, false},
     {"q4_zero, ordered", 96, 2, 1, 128, 128, 70, {FL_Q4_ZERO, FL_Q4_ZERO, FL_Q8_0, FL_BF16}, FOLOLLM_KV_Q4, 0, false,
      true, true},
     {"q4_k, q5_k, q6_k", 256, 2, 2, 128, 512, 64, {FL_Q4_K, FL_Q5_K, FL_Q6_K, FL_Q6_K}, FOLOLLM_KV_Q8, 0, true, false,
      false},
     {"q4_k", 512, 2, 1, 256, 256, 64, {FL_Q4_K, FL_Q4_K, FL_Q4_K, FL_Q4_K}, FOLOLLM_KV_F16, 70, false, false, false},
-    {"q5_k, many heads", 256, 20, 1, 64, 256, 64, {FL_Q5_K, FL_Q5_K, FL_BF16, FL_Q5_K}, FOLOLLM_KV_BF16, 0, false, false,
-     false},
+    {"q5_k, many heads", 256, 20, 1, 64, 256, 64, {FL_Q5_K, FL_Q5_K, FL_BF16, FL_Q5_K}, FOLOLLM_KV_BF16, 0, false,
+     false, false},
 };
 
 /* ---- Whole engines -- */
@@ -463,7 +466,8 @@ static void write_answers(folollm *f, const folollm_budget *budget, folollm_toke
     size_t n[ANSWERS] = {0}, n_over = 0;
     folollm_get_info(f, &info);
     for (uint32_t i = 0; i < ANSWERS; i++) {
-        folollm_sampling sampling = {.temperature = i % 2 == 0 ? 0 : 0.9f, .seed = i, .max_tokens = TOKENS, .ignore_eos = 1};
+        folollm_sampling sampling = {.seed = i, .max_tokens = TOKENS, .ignore_eos = 1};
+        sampling.temperature = i % 2 == 0 ? 0 : 0.9f;
         size_t length = 20 + i / 2; /* every other shares its prompt with the one before, and so its pages */
         prompt_of(prompt, length, info.vocab);
         folollm_submission s = {.prompt = prompt, .n_prompt = length, .sampling = &sampling, .tag = i};
@@ -536,7 +540,7 @@ static void test_moves(void) {
         for (int i = 0; i < 2; i++) {
             demand(folollm_seq_open(engines[i], NULL, &seqs[i], &error));
             demand(folollm_prefill(engines[i], seqs[i], ids, 37, NULL, &error));
-            demand(folollm_seq_fork(engines[i], seqs[i], NULL, &forks[i], &error)); /* their last page is shared, then copied */
+            demand(folollm_seq_fork(engines[i], seqs[i], NULL, &forks[i], &error)); /* shares the last page, then copies */
             demand(folollm_decode_step(engines[i], &forks[i], &ids[50], 1, &error));
             demand(folollm_decode_step(engines[i], &seqs[i], &ids[37], 1, &error));
             save(engines[i], seqs[i], &bytes[i], &n[i]);
@@ -595,7 +599,9 @@ static void test_adapters(void) {
         float *logits[2] = {NULL, NULL};
         size_t n = 0;
         for (uint32_t on_device = 0; on_device < 2; on_device++) {
-            folollm_options o = {.weights = weights[i], .context = 48, .pool_tokens = 400, .device = on_device, .chunk = 9, .n_threads = 1};
+            folollm_options o = {.weights = weights[i], .context = 48, .pool_tokens = 400, .device = on_device};
+            o.chunk = 9;
+            o.n_threads = 1;
             folollm *f = NULL;
             folollm_info info;
             folollm_token ids[30], next[3];

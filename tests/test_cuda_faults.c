@@ -1,5 +1,5 @@
-/* What no device shows on demand, over the runtime in cuda/: calls that fail, memory that runs out, a device that is lost,
- * threads in another order. And what it would not show: that a step allocates nothing, waits once, and is one launch.
+/* What no device shows on demand, over the runtime in cuda/: calls that fail, memory that runs out, a device that is
+ * lost, threads in another order. And what it would not show: that a step allocates nothing, waits once, and is one launch.
  *
  * Linked with folollm_kernels.cu, compiled over that runtime, as the Makefile does it. */
 #include "inside.h"
@@ -203,7 +203,8 @@ static void test_lost(void) {
     CHECK(folollm_load(MODEL, &o, &f, &error) == FOLOLLM_OK);
     o.device = 0;
     CHECK(folollm_share(f, &o, &cpu, &error) == FOLOLLM_OK);
-    CHECK(folollm_seq_open(f, NULL, &seq, &error) == FOLOLLM_OK && folollm_prefill(f, seq, ids, 4, NULL, &error) == FOLOLLM_OK);
+    CHECK(folollm_seq_open(f, NULL, &seq, &error) == FOLOLLM_OK);
+    CHECK(folollm_prefill(f, seq, ids, 4, NULL, &error) == FOLOLLM_OK);
     CHECK(folollm_logits(f, seq, &logits, &error) == FOLOLLM_OK);
     float first = logits[0];
     shim_fail(1, ILLEGAL_ADDRESS, 0);

@@ -366,7 +366,8 @@ static void test_threads(const char *path, unsigned rounds) {
     folollm *f = NULL;
     pthread_t threads[WORKERS + CANCELLERS];
     canceller cancellers[CANCELLERS];
-    unsigned n_tokens = 0, n_cancelled = 0, n_undone = 0, n_engines = 0, n_restored = 0, n_preempted = 0, n_stale = 0;
+    unsigned n_tokens = 0, n_cancelled = 0, n_undone = 0, n_engines = 0, n_restored = 0, n_preempted = 0;
+    unsigned n_stale = 0, n_hit = 0;
     CHECK(folollm_load(path, &o, &f, NULL) == FOLOLLM_OK);
     make_expected(f);
     memset(workers, 0, sizeof workers);
@@ -395,7 +396,8 @@ static void test_threads(const char *path, unsigned rounds) {
     fl_atomic_store(&over, 1);
     for (size_t i = 0; i < CANCELLERS; i++) {
         pthread_join(threads[WORKERS + i], NULL);
-        CHECK(cancellers[i].n_hit > 0 && cancellers[i].n_wrong == 0);
+        CHECK(cancellers[i].n_wrong == 0);
+        n_hit += cancellers[i].n_hit; /* one alone may have had no turn */
         n_stale += cancellers[i].n_stale;
     }
     for (size_t i = 0; i < WORKERS; i++) {
@@ -421,7 +423,8 @@ static void test_threads(const char *path, unsigned rounds) {
     printf("%s: %u tokens, %u requests cancelled, %u own calls undone, %u stale cancels, %u engines, %u restored, %u "
            "preempted\n",
            path, n_tokens, n_cancelled, n_undone, n_stale, n_engines, n_restored, n_preempted);
-    CHECK(n_tokens > 100 && n_cancelled > 5 && n_undone > 0 && n_stale > 5 && n_engines > 10 && n_restored > 5);
+    CHECK(n_hit > 0 && n_stale > 5 && n_cancelled > 5 && n_undone > 0);
+    CHECK(n_tokens > 100 && n_engines > 10 && n_restored > 5);
 }
 
 /* ---- A cancel that comes late -- */

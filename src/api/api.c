@@ -544,7 +544,8 @@ FOLOLLM_API folollm_status folollm_prefill(folollm *f, folollm_seq seq, const fo
     fl_sequence *s = NULL;
     FL_TRY(fl_need_sequence(f, seq, &s, error));
     if (tokens == NULL || n_tokens == 0) {
-        return fl_fail(error, FOLOLLM_E_ARGUMENT, "prefill: an empty prompt has no logits; at least one token is needed");
+        return fl_fail(error, FOLOLLM_E_ARGUMENT,
+                       "prefill: an empty prompt has no logits; at least one token is needed");
     }
     FL_TRY(fl_check_tokens(f, tokens, n_tokens, error));
     fl_driver_settle(&f->driver);

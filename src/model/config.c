@@ -284,7 +284,8 @@ static folollm_status fl_config_rope(fl_config_reader *r) {
         return fl_config_bad(r, FOLOLLM_E_FORMAT, "rope_scaling", "must be an object or null");
     }
     if (fl_json_get(r->doc, object, "full_attention") != FL_JSON_NONE) {
-        return fl_config_bad(r, FOLOLLM_E_UNSUPPORTED, "rope_parameters", "one RoPE per layer type is not computed here");
+        return fl_config_bad(r, FOLOLLM_E_UNSUPPORTED, "rope_parameters",
+                             "one RoPE per layer type is not computed here");
     }
     FL_TRY(fl_rope_kind_of(r, object, &r->c->rope.kind));
     return fl_rope_numbers(r, object);

@@ -28,8 +28,8 @@ static folollm_status fl_cuda_failed(const fl_cuda *c, const char *what, int cod
 
 FL_LOCAL folollm_status fl_no_cuda(folollm_error *error) {
     return fl_fail(error, FOLOLLM_E_UNSUPPORTED,
-                   "options.device: this build computes on the CPU only; compile folollm.c with -DFOLOLLM_CUDA, and link "
-                   "folollm_kernels.cu");
+                   "options.device: this build computes on the CPU only; compile folollm.c with -DFOLOLLM_CUDA, and "
+                   "link folollm_kernels.cu");
 }
 
 FL_LOCAL folollm_status fl_cuda_open(fl_memory *m, fl_cuda *c, uint32_t ordinal, folollm_error *error) {
@@ -84,8 +84,8 @@ FL_LOCAL folollm_status fl_cuda_status(fl_cuda *c, folollm_error *error) {
     }
     c->lost = c->lost || c->api->wait(c->device) != 0; /* does it still answer? */
     c->error = c->lost ? code : 0;
-    return fl_cuda_failed(c, c->lost ? "it is lost, and with it all engines on it" : "a step failed and was undone", code,
-                          error);
+    const char *what = c->lost ? "it is lost, and with it all engines on it" : "a step failed and was undone";
+    return fl_cuda_failed(c, what, code, error);
 }
 
 FL_LOCAL void fl_cuda_upload(fl_cuda *c, void *to, const void *from, size_t n_bytes) {
@@ -116,8 +116,8 @@ FL_LOCAL folollm_status fl_cuda_arena_open(fl_cuda *c, fl_arena *a, const char *
     int code = c->api->alloc(c->device, a->at, &a->block);
     if (code != 0) {
         a->block = NULL;
-        return fl_fail(error, FOLOLLM_E_MEMORY, "CUDA device %u: %u bytes for %s: %s; %u of %u were free when it was opened",
-                       (uint64_t)c->ordinal, (uint64_t)a->at, what, c->api->error_text(code), c->info.free_bytes,
+        return fl_fail(error, FOLOLLM_E_MEMORY,
+                       "CUDA device %u: %u bytes for %s: %s; %u of %u were free when it was opened", (uint64_t)c->ordinal, (uint64_t)a->at, what, c->api->error_text(code), c->info.free_bytes,
                        c->info.total_bytes);
     }
     a->base = a->block;
@@ -285,7 +285,8 @@ static bool fl_cuda_step_shape(const fl_cuda_backend *b, size_t step, fl_cuda_sh
 /* The recorded step for a batch that only decodes; n_steps: there is none. */
 static size_t fl_cuda_step_of(const fl_cuda_backend *b, const fl_batch *batch, size_t n_splits) {
     size_t rows = fl_log2_above(batch->n_rows), split_steps = fl_cuda_split_steps(b), kinds = fl_cuda_split_kinds(b);
-    size_t step = rows < split_steps ? rows * kinds + fl_log2_above(n_splits) : split_steps * kinds + rows - split_steps;
+    size_t step = rows < split_steps ? rows * kinds + fl_log2_above(n_splits)
+                                     : split_steps * kinds + rows - split_steps;
     bool decodes = batch->n_runs == batch->n_rows && batch->n_wanted == batch->n_rows && !b->adapts;
     return decodes && step < b->n_steps ? step : b->n_steps;
 }
@@ -584,8 +585,8 @@ static void fl_cuda_attend(fl_backend *backend, const fl_attention *a, const fl_
     fl_device_attend attend = {.kv = fl_cuda_kv(kv, layer), .counts = s->counts, .most_tiles = (uint32_t)s->tiles,
                                .most_rows = (uint32_t)s->rows, .queries = s->queries, .n_heads = (uint32_t)a->n_heads,
                                .kv_head = (uint32_t)kv_head, .n_kv_heads = (uint32_t)n, .n_splits = s->n_splits,
-                               .split_tokens = FL_SPLIT_TOKENS, .window = a->window, .scale = a->scale, .tiles = s->tile,
-                               .pages = s->pages, .positions = s->positions, .qkv = qkv,
+                               .split_tokens = FL_SPLIT_TOKENS, .window = a->window, .scale = a->scale,
+                               .tiles = s->tile, .pages = s->pages, .positions = s->positions, .qkv = qkv,
                                .qkv_stride = fl_padded(qkv_dim), .out = out,
                                .out_stride = fl_padded(a->n_heads * a->head_dim), .parts = b->parts,
                                .limits = b->part_limits};

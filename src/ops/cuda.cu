@@ -3,25 +3,30 @@
 #include "ops/cuda_attention.cuh"
 #include "ops/cuda_products.cuh"
 
+namespace {
+
 /* ---- The device and its memory -- */
 
-static const char *fl_error_text(int error) {
+const char *fl_error_text(int error) {
     return cudaGetErrorString((cudaError_t)error);
 }
 
-static int fl_count(int *n_devices) {
-    return cudaGetDeviceCount(n_devices);
+int fl_count(int *n_devices) {
+    return fl_said(cudaGetDeviceCount(n_devices));
 }
 
-static int fl_open(fl_device *d, int ordinal) {
-    int least, greatest, error;
+int fl_open(fl_device *d, int ordinal) {
+    int least, greatest;
     d->ordinal = ordinal;
     fl_current current(d);
-    error = cudaDeviceGetStreamPriorityRange(&least, &greatest);
-    return error != cudaSuccess ? error : (int)cudaStreamCreateWithPriority(&d->stream, cudaStreamNonBlocking, least);
+    cudaError_t error = cudaDeviceGetStreamPriorityRange(&least, &greatest);
+    if (error == cudaSuccess) {
+        error = cudaStreamCreateWithPriority(&d->stream, cudaStreamNonBlocking, least);
+    }
+    return fl_said(error);
 }
 
-static void fl_close(fl_device *d) {
+void fl_close(fl_device *d) {
     fl_current current(d);
     for (size_t i = 0; i < FL_DEVICE_STEPS; i++) {
         if (d->steps[i] != NULL) {
@@ -33,16 +38,16 @@ static void fl_close(fl_device *d) {
     }
 }
 
-static int fl_about(fl_device *d, fl_device_info *info) {
+int fl_about(fl_device *d, fl_device_info *info) {
     fl_current current(d);
     cudaDeviceProp p;
     size_t n_free, total;
-    int error = cudaGetDeviceProperties(&p, d->ordinal);
+    cudaError_t error = cudaGetDeviceProperties(&p, d->ordinal);
     if (error == cudaSuccess) {
         error = cudaMemGetInfo(&n_free, &total);
     }
     if (error != cudaSuccess) {
-        return error;
+        return fl_said(error);
     }
     for (size_t i = 0; i < sizeof info->name; i++) {
         info->name[i] = i + 1 < sizeof info->name ? p.name[i] : 0;
@@ -55,70 +60,72 @@ static int fl_about(fl_device *d, fl_device_info *info) {
     return 0;
 }
 
-static int fl_alloc(fl_device *d, size_t n_bytes, void **out) {
+int fl_alloc(fl_device *d, size_t n_bytes, void **out) {
     fl_current current(d);
-    return cudaMalloc(out, n_bytes);
+    return fl_said(cudaMalloc(out, n_bytes));
 }
 
-static void fl_release(fl_device *d, void *p) {
+void fl_release(fl_device *d, void *p) {
     fl_current current(d);
     cudaFree(p);
 }
 
-static int fl_alloc_host(fl_device *d, size_t n_bytes, void **out) {
+int fl_alloc_host(fl_device *d, size_t n_bytes, void **out) {
     fl_current current(d);
-    return cudaHostAlloc(out, n_bytes, cudaHostAllocDefault);
+    return fl_said(cudaHostAlloc(out, n_bytes, cudaHostAllocDefault));
 }
 
-static void fl_release_host(fl_device *d, void *p) {
+void fl_release_host(fl_device *d, void *p) {
     fl_current current(d);
     cudaFreeHost(p);
 }
 
-static int fl_upload(fl_device *d, void *to, const void *from, size_t n_bytes) {
+int fl_upload(fl_device *d, void *to, const void *from, size_t n_bytes) {
     fl_current current(d);
-    return cudaMemcpyAsync(to, from, n_bytes, cudaMemcpyHostToDevice, d->stream);
+    return fl_said(cudaMemcpyAsync(to, from, n_bytes, cudaMemcpyHostToDevice, d->stream));
 }
 
-static int fl_download(fl_device *d, void *to, const void *from, size_t n_bytes) {
+int fl_download(fl_device *d, void *to, const void *from, size_t n_bytes) {
     fl_current current(d);
-    return cudaMemcpyAsync(to, from, n_bytes, cudaMemcpyDeviceToHost, d->stream);
+    return fl_said(cudaMemcpyAsync(to, from, n_bytes, cudaMemcpyDeviceToHost, d->stream));
 }
 
-static int fl_copy(fl_device *d, void *to, const void *from, size_t pitch, size_t width, size_t height) {
+int fl_copy(fl_device *d, void *to, const void *from, size_t pitch, size_t width, size_t height) {
     fl_current current(d);
-    return cudaMemcpy2DAsync(to, pitch, from, pitch, width, height, cudaMemcpyDeviceToDevice, d->stream);
+    return fl_said(cudaMemcpy2DAsync(to, pitch, from, pitch, width, height, cudaMemcpyDeviceToDevice, d->stream));
 }
 
-static int fl_wait(fl_device *d) {
+int fl_wait(fl_device *d) {
     fl_current current(d);
-    return cudaStreamSynchronize(d->stream);
+    return fl_said(cudaStreamSynchronize(d->stream));
 }
 
 /* ---- Steps -- */
 
-static int fl_record(fl_device *d) {
+int fl_record(fl_device *d) {
     fl_current current(d);
-    return cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal);
+    return fl_said(cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal));
 }
 
-static int fl_recorded(fl_device *d, size_t step) {
+int fl_recorded(fl_device *d, size_t step) {
     fl_current current(d);
     cudaGraph_t graph = NULL;
-    int error = cudaStreamEndCapture(d->stream, &graph);
+    cudaError_t error = cudaStreamEndCapture(d->stream, &graph);
     if (error == cudaSuccess) {
         error = cudaGraphInstantiate(&d->steps[step], graph, 0);
     }
     if (graph != NULL) {
         cudaGraphDestroy(graph);
     }
-    return error;
+    return fl_said(error);
 }
 
-static int fl_replay(fl_device *d, size_t step) {
+int fl_replay(fl_device *d, size_t step) {
     fl_current current(d);
-    return cudaGraphLaunch(d->steps[step], d->stream);
+    return fl_said(cudaGraphLaunch(d->steps[step], d->stream));
 }
+
+} /* namespace */
 
 extern "C" const fl_device_api *folollm_kernels(void) {
     static const fl_device_api api = {

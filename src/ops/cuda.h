@@ -1,9 +1,9 @@
 /* The CUDA backend: ops.h over the kernels of folollm_kernels.cu (device.h). It gives the bits of the CPU backend.
  *
- * An op only starts its kernels: they run one after the other in the device's stream, and fl_ops.end waits. A failure is
- * kept until fl_cuda_status asks for it, and makes everything until then do nothing. Steps that only decode are recorded
- * as CUDA graphs when the backend is opened, one for each number of rows and of splits of the attention, rounded up, and
- * then take one launch. Nothing is allocated after opening. */
+ * An op only starts its kernels: they run one after the other in the device's stream, and fl_ops.end waits. A failure
+ * is kept until fl_cuda_status asks for it, and makes everything until then do nothing. Steps that only decode are
+ * recorded as CUDA graphs when the backend is opened, one for each number of rows and of splits of the attention, rounded
+ * up, and then take one launch. Nothing is allocated after opening. */
 #ifndef FL_CUDA_H
 #define FL_CUDA_H
 
@@ -19,7 +19,8 @@ typedef struct fl_cuda { /* an open device */
     bool lost;  /* nothing works on this device any more */
 } fl_cuda;
 
-/* FOLOLLM_E_UNSUPPORTED: built without FOLOLLM_CUDA, or of two versions. FOLOLLM_E_DEVICE: there is no such device, or it fails. */
+/* FOLOLLM_E_UNSUPPORTED: built without FOLOLLM_CUDA, or of two versions. FOLOLLM_E_DEVICE: there is no such device, or
+ * it fails. */
 FL_LOCAL folollm_status fl_cuda_open(fl_memory *m, fl_cuda *c, uint32_t ordinal, folollm_error *error);
 FL_LOCAL void fl_cuda_close(fl_memory *m, fl_cuda *c);
 
@@ -37,7 +38,7 @@ FL_LOCAL void fl_cuda_read(fl_cuda *c, void *to, const void *from, size_t n_byte
 FL_LOCAL void fl_cuda_write(fl_cuda *c, void *to, const void *from, size_t n_bytes);
 FL_LOCAL void fl_cuda_copy(fl_cuda *c, void *to, const void *from, size_t pitch, size_t width, size_t height);
 
-/* As fl_arena_open and fl_arena_close, on the device: what is taken can be handed to it and must not be touched here. */
+/* As fl_arena_open and fl_arena_close, on the device: what is taken is for its kernels and must not be touched here. */
 FL_LOCAL folollm_status fl_cuda_arena_open(fl_cuda *c, fl_arena *a, const char *what, folollm_error *error);
 FL_LOCAL void fl_cuda_arena_close(fl_cuda *c, fl_arena *a);
 
@@ -48,8 +49,8 @@ FL_LOCAL size_t fl_cuda_matrix_bytes(fl_dtype type, size_t n_rows, size_t n_cols
 #define FL_CUDA_PIECE ((size_t)32 << 20)
 FL_LOCAL void fl_cuda_upload_part(fl_cuda *c, const fl_part *part, size_t n_cols, void *piece, void *to);
 
-/* The low ranks of an adapter, n of them, and all that they point to lie in an arena of the host. That is copied; theirs
- * become pointers on the device, and *bound is what is to stand in an fl_run. fl_cuda_release gives it back. */
+/* The low ranks of an adapter, n of them, and all that they point to lie in an arena of the host. That is copied;
+ * theirs become pointers on the device, and *bound is what is to stand in an fl_run. fl_cuda_release gives it back. */
 FL_LOCAL folollm_status fl_cuda_upload_low_ranks(fl_cuda *c, const fl_arena *arena, fl_low_rank *low_ranks, size_t n,
                                                  const fl_low_rank **bound, folollm_error *error);
 FL_LOCAL void fl_cuda_release(fl_cuda *c, const void *bound);

@@ -14,6 +14,8 @@
 
 #include "ops/cuda_rows.cuh"
 
+namespace {
+
 struct fl_queries { /* of a tile, in shared memory */
     float *kv;          /* (FL_BLOCK_TOKENS, stride) */
     float *q;           /* (queries, stride): floats, or integers and their rest */
@@ -421,12 +423,12 @@ __global__ void fl_merge_kernel(fl_device_attend a) {
 
 /* ---- Launches -- */
 
-static unsigned fl_attend_threads(uint32_t d) {
+unsigned fl_attend_threads(uint32_t d) {
     return d <= 128 ? 128 : (d + FL_WARP - 1) / FL_WARP * FL_WARP;
 }
 
 template <int KV, int QUERIES>
-static int fl_attend_launch(fl_device *d, const fl_device_attend *a) {
+int fl_attend_launch(fl_device *d, const fl_device_attend *a) {
     uint32_t dim = a->kv.head_dim;
     dim3 grid(a->most_tiles, a->n_kv_heads, a->n_splits);
     return fl_launch(d, fl_attend_kernel<KV, QUERIES>, grid, fl_attend_threads(dim),
@@ -434,7 +436,7 @@ static int fl_attend_launch(fl_device *d, const fl_device_attend *a) {
 }
 
 template <int KV>
-static int fl_attend_of(fl_device *d, const fl_device_attend *a) {
+int fl_attend_of(fl_device *d, const fl_device_attend *a) {
     return a->queries == 1   ? fl_attend_launch<KV, 1>(d, a)
            : a->queries == 2 ? fl_attend_launch<KV, 2>(d, a)
            : a->queries <= 4 ? fl_attend_launch<KV, 4>(d, a)
@@ -442,7 +444,7 @@ static int fl_attend_of(fl_device *d, const fl_device_attend *a) {
                              : fl_attend_launch<KV, FL_DEVICE_QUERIES>(d, a);
 }
 
-static int fl_attend(fl_device *d, const fl_device_attend *a) {
+int fl_attend(fl_device *d, const fl_device_attend *a) {
     int error = a->kv.type == FL_DEVICE_KV_F16    ? fl_attend_of<FL_DEVICE_KV_F16>(d, a)
                 : a->kv.type == FL_DEVICE_KV_F32  ? fl_attend_of<FL_DEVICE_KV_F32>(d, a)
                 : a->kv.type == FL_DEVICE_KV_BF16 ? fl_attend_of<FL_DEVICE_KV_BF16>(d, a)
@@ -454,5 +456,7 @@ static int fl_attend(fl_device *d, const fl_device_attend *a) {
     }
     return error;
 }
+
+} /* namespace */
 
 #endif

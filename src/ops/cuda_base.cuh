@@ -28,6 +28,8 @@ struct fl_device {
     cudaGraphExec_t steps[FL_DEVICE_STEPS];
 };
 
+namespace { /* two copies of this file may be linked into one program */
+
 /* Makes the device current while it lives, and the one that was current before again afterwards. */
 struct fl_current {
     int before;
@@ -45,14 +47,22 @@ struct fl_current {
     }
 };
 
+/* The runtime keeps the last error of a thread; a host that asks for it shall find its own. */
+inline int fl_said(cudaError_t error) {
+    if (error != cudaSuccess) {
+        cudaGetLastError();
+    }
+    return error;
+}
+
 template <class... P>
-static int fl_launch(fl_device *d, void (*kernel)(P...), dim3 grid, unsigned threads, size_t shared, P... arguments) {
+int fl_launch(fl_device *d, void (*kernel)(P...), dim3 grid, unsigned threads, size_t shared, P... arguments) {
     fl_current current(d);
     if (shared > 48u << 10) { /* more than this must be asked for */
         cudaError_t error = cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                  (int)shared);
         if (error != cudaSuccess) {
-            return error;
+            return fl_said(error);
         }
     }
     cudaLaunchConfig_t how = {};
@@ -60,10 +70,10 @@ static int fl_launch(fl_device *d, void (*kernel)(P...), dim3 grid, unsigned thr
     how.blockDim = dim3(threads, 1, 1);
     how.dynamicSmemBytes = shared;
     how.stream = d->stream;
-    return cudaLaunchKernelEx(&how, kernel, arguments...);
+    return fl_said(cudaLaunchKernelEx(&how, kernel, arguments...));
 }
 
-static inline unsigned fl_blocks(size_t n, size_t of) {
+inline unsigned fl_blocks(size_t n, size_t of) {
     return (unsigned)((n + of - 1) / of);
 }
 
@@ -158,5 +168,7 @@ __device__ __forceinline__ float fl_norm_scale(const float *x, uint32_t n, float
     sum = fl_lanes_sum(sum);
     return __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(sum, (float)n), epsilon)));
 }
+
+} /* namespace */
 
 #endif

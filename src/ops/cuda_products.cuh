@@ -4,11 +4,13 @@
  * eight of its weights at once. A row of x is read again by every half warp, out of the nearest cache.
  *
  * Packed weights: a block of threads has sixteen rows of W. Sixteen half warps each multiply one unit of 32 columns, a
- * thread a row, as integers, which are exact in any order; then a thread for each output adds the units up, in order. */
+ * thread a row, as integers, exact in any order; then a thread for each output adds the units up, in order. */
 #ifndef FL_CUDA_PRODUCTS_CUH
 #define FL_CUDA_PRODUCTS_CUH
 
 #include "ops/cuda_weights.cuh"
+
+namespace {
 
 /* Which part a block has, of those that stand one behind the other. */
 struct fl_place {
@@ -25,7 +27,7 @@ __device__ __forceinline__ fl_place fl_place_of(const fl_device_product &a, uint
     return p;
 }
 
-static unsigned fl_places(const fl_device_product *a, uint32_t outs) {
+unsigned fl_places(const fl_device_product *a, uint32_t outs) {
     unsigned n = 0;
     for (uint32_t i = 0; i < (a->epilogue == FL_DEVICE_GATE_UP ? 1 : a->n_parts); i++) {
         n += fl_blocks(a->parts[i].n_rows, outs);
@@ -139,13 +141,13 @@ __global__ void __launch_bounds__(FL_PLAIN_THREADS) fl_plain_kernel(fl_device_pr
 }
 
 template <int TYPE, int MATRICES, int OUTS, int ROWS>
-static int fl_plain_launch(fl_device *d, const fl_device_product *a) {
+int fl_plain_launch(fl_device *d, const fl_device_product *a) {
     dim3 grid(fl_places(a, FL_PLAIN_THREADS / FL_LANES * OUTS), fl_blocks(a->most, ROWS), 1);
     return fl_launch(d, fl_plain_kernel<TYPE, MATRICES, OUTS, ROWS>, grid, FL_PLAIN_THREADS, 0, *a);
 }
 
 template <int TYPE, int MATRICES>
-static int fl_plain_product(fl_device *d, const fl_device_product *a) {
+int fl_plain_product(fl_device *d, const fl_device_product *a) {
     return a->most == 1   ? fl_plain_launch<TYPE, MATRICES, 4 / MATRICES, 1>(d, a)
            : a->most == 2 ? fl_plain_launch<TYPE, MATRICES, 4 / MATRICES, 2>(d, a)
            : a->most <= 4 ? fl_plain_launch<TYPE, MATRICES, 4 / MATRICES, 4>(d, a)
@@ -252,13 +254,13 @@ __global__ void __launch_bounds__(FL_PACKED_THREADS) fl_packed_kernel(fl_device_
 }
 
 template <int TYPE, int MATRICES, int ROWS>
-static int fl_packed_launch(fl_device *d, const fl_device_product *a) {
+int fl_packed_launch(fl_device *d, const fl_device_product *a) {
     dim3 grid(fl_places(a, FL_LANES), fl_blocks(a->most, ROWS), 1);
     return fl_launch(d, fl_packed_kernel<TYPE, MATRICES, ROWS>, grid, FL_PACKED_THREADS, 0, *a);
 }
 
 template <int TYPE, int MATRICES>
-static int fl_packed_product(fl_device *d, const fl_device_product *a) {
+int fl_packed_product(fl_device *d, const fl_device_product *a) {
     return a->most == 1   ? fl_packed_launch<TYPE, MATRICES, 1>(d, a)
            : a->most == 2 ? fl_packed_launch<TYPE, MATRICES, 2>(d, a)
            : a->most <= 4 ? fl_packed_launch<TYPE, MATRICES, 4>(d, a)
@@ -268,7 +270,7 @@ static int fl_packed_product(fl_device *d, const fl_device_product *a) {
 /* ---- Either -- */
 
 template <int MATRICES>
-static int fl_product_of(fl_device *d, const fl_device_product *a) {
+int fl_product_of(fl_device *d, const fl_device_product *a) {
     switch (a->type) {
     case FL_DEVICE_F32: return fl_plain_product<FL_DEVICE_F32, MATRICES>(d, a);
     case FL_DEVICE_F16: return fl_plain_product<FL_DEVICE_F16, MATRICES>(d, a);
@@ -283,7 +285,7 @@ static int fl_product_of(fl_device *d, const fl_device_product *a) {
     }
 }
 
-static int fl_product(fl_device *d, const fl_device_product *a) {
+int fl_product(fl_device *d, const fl_device_product *a) {
     return a->epilogue == FL_DEVICE_GATE_UP ? fl_product_of<2>(d, a) : fl_product_of<1>(d, a);
 }
 
@@ -294,7 +296,7 @@ __global__ void fl_combine_kernel(fl_device_combine a) {
     }
 }
 
-static int fl_combine(fl_device *d, const fl_device_combine *a) {
+int fl_combine(fl_device *d, const fl_device_combine *a) {
     return fl_launch(d, fl_combine_kernel, dim3(a->most, 1, 1), 256, 0, *a);
 }
 
@@ -340,11 +342,13 @@ __global__ void fl_widen_kernel(fl_device_adapt a) {
     }
 }
 
-static int fl_adapt(fl_device *d, const fl_device_adapt *a) {
+int fl_adapt(fl_device *d, const fl_device_adapt *a) {
     const unsigned threads = 128;
     int error = fl_launch(d, fl_narrow_kernel, dim3(a->most, 1, 1), threads, 0, *a);
     dim3 grid(a->most, fl_blocks(a->n_outs, threads / FL_LANES), 1);
     return error != 0 ? error : fl_launch(d, fl_widen_kernel, grid, threads, 0, *a);
 }
+
+} /* namespace */
 
 #endif

@@ -4,6 +4,8 @@
 
 #include "ops/cuda_weights.cuh"
 
+namespace {
+
 /* ---- Embedding -- */
 
 __global__ void fl_embed_kernel(fl_device_embed a) {
@@ -16,7 +18,7 @@ __global__ void fl_embed_kernel(fl_device_embed a) {
     }
 }
 
-static int fl_embed(fl_device *d, const fl_device_embed *a) {
+int fl_embed(fl_device *d, const fl_device_embed *a) {
     return fl_launch(d, fl_embed_kernel, dim3(a->most, 1, 1), 256, 0, *a);
 }
 
@@ -92,9 +94,10 @@ __global__ void __launch_bounds__(FL_ROWS_THREADS) fl_rows_kernel(fl_device_rows
     }
 }
 
-static int fl_rows(fl_device *d, const fl_device_rows *a) {
+int fl_rows(fl_device *d, const fl_device_rows *a) {
     size_t units = (a->n_cols + FL_UNIT - 1) / FL_UNIT;
-    return fl_launch(d, fl_rows_kernel, dim3(a->most, 1, 1), FL_ROWS_THREADS, (units * FL_UNIT + 2) * sizeof(float), *a);
+    size_t shared = (units * FL_UNIT + 2) * sizeof(float);
+    return fl_launch(d, fl_rows_kernel, dim3(a->most, 1, 1), FL_ROWS_THREADS, shared, *a);
 }
 
 /* ---- Rotation and the KV cache -- */
@@ -258,10 +261,12 @@ __global__ void __launch_bounds__(FL_ROPE_WARPS * FL_WARP) fl_rope_kernel(fl_dev
     }
 }
 
-static int fl_rope_store(fl_device *d, const fl_device_rope *a) {
+int fl_rope_store(fl_device *d, const fl_device_rope *a) {
     dim3 grid(a->most, fl_blocks(a->n_heads + 2 * a->kv.n_kv_heads, FL_ROPE_WARPS), 1);
     return fl_launch(d, fl_rope_kernel, grid, FL_ROPE_WARPS * FL_WARP, FL_ROPE_WARPS * a->kv.head_dim * sizeof(float),
                      *a);
 }
+
+} /* namespace */
 
 #endif

@@ -1,5 +1,5 @@
-/* How weights lie on the device. Packed ones as on the CPU (packed.h). Plain ones so that a thread, which has one of the
- * sixteen lanes of a sum, finds eight of its numbers side by side:
+/* How weights lie on the device. Packed ones as on the CPU (packed.h). Plain ones so that a thread, which has one of
+ * the sixteen lanes of a sum, finds eight of its numbers side by side:
  *
  *     [row][chunk of 128 columns][lane][step]      column = 128 * chunk + 16 * step + lane, zeros behind the last
  */
@@ -7,6 +7,8 @@
 #define FL_CUDA_WEIGHTS_CUH
 
 #include "ops/cuda_base.cuh"
+
+namespace {
 
 #define FL_STEPS (FL_DEVICE_CHUNK / FL_LANES)
 #define FL_PANEL 32       /* rows of a packed panel */
@@ -51,7 +53,7 @@ __global__ void fl_pack_kernel(fl_device_pack a) {
     }
 }
 
-static int fl_pack(fl_device *d, const fl_device_pack *a) {
+int fl_pack(fl_device *d, const fl_device_pack *a) {
     dim3 grid((unsigned)a->n_rows, 1, 1);
     return a->type == FL_DEVICE_F32 ? fl_launch(d, fl_pack_kernel<uint32_t>, grid, 128, 0, *a)
                                     : fl_launch(d, fl_pack_kernel<uint16_t>, grid, 128, 0, *a);
@@ -219,7 +221,8 @@ __device__ __forceinline__ float fl_packed_at(const void *data, uint32_t n_cols,
     return fl_has_mins(TYPE) ? __fsub_rn(y, fl_unit_min<TYPE>(u, lane)) : y;
 }
 
-__device__ __forceinline__ float fl_weight_at(int type, const void *data, uint32_t n_cols, size_t row, uint32_t column) {
+__device__ __forceinline__ float fl_weight_at(int type, const void *data, uint32_t n_cols, size_t row,
+                                              uint32_t column) {
     switch (type) {
     case FL_DEVICE_Q8: return fl_packed_at<FL_DEVICE_Q8>(data, n_cols, row, column);
     case FL_DEVICE_Q8_ROW: return fl_packed_at<FL_DEVICE_Q8_ROW>(data, n_cols, row, column);
@@ -231,5 +234,7 @@ __device__ __forceinline__ float fl_weight_at(int type, const void *data, uint32
     default: return fl_plain_at(type, data, n_cols, row, column);
     }
 }
+
+} /* namespace */
 
 #endif

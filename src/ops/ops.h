@@ -27,8 +27,8 @@
 #define FL_LANES 16 /* lanes of every sum */
 
 #ifndef FL_SPLIT_TOKENS
-#define FL_SPLIT_TOKENS 256 /* keys after which attention begins a new softmax, at multiples of this: backends may compute
-                               these apart, and merge them in order. A multiple of FL_BLOCK_TOKENS */
+#define FL_SPLIT_TOKENS 256 /* keys after which attention begins a new softmax, at multiples of this: backends may
+                               compute these apart, and merge them in order. A multiple of FL_BLOCK_TOKENS */
 #endif
 
 typedef struct fl_part {
