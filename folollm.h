@@ -206,7 +206,8 @@ typedef struct folollm_options {
     uint32_t max_seqs;         /* most sequences open at once; 0: 8. At most 4096 */
     uint32_t pool_tokens;      /* tokens of KV cache that all sequences and requests share, rounded up to pages;
                                   0: context */
-    uint32_t chunk;            /* most rows in one forward pass; 0: 128. More: faster prefill, more scratch */
+    uint32_t chunk;            /* most rows in one forward pass; 0: 128, on a device 512. More: faster prefill, more
+                                  scratch */
     uint32_t n_threads;        /* threads that compute, the caller included; 0: all cores; 1 creates none */
     folollm_kv_type kv;        /* how keys and values are stored */
     folollm_isa isa;

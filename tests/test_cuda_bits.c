@@ -188,7 +188,7 @@ static void layout_sides(const layer_case *c) {
         limits.packed = limits.packed || fl_is_packed(c->types[i]);
     }
     limits.ordered = c->ordered;
-    fl_cuda_options o = {limits, c->vocab, CONTEXT, c->n_heads};
+    fl_cuda_options o = {limits, c->vocab, CONTEXT, c->n_heads, ROWS_MAX};
     fl_cpu_layout(&cpu, &host_arena, &limits, 1);
     layout_side(&sides[0], &host_arena, &host_arena, c, &limits);
     fl_cuda_layout(&cuda, &device_arena, &o);
@@ -454,6 +454,32 @@ static void test_engines(void) {
     }
 }
 
+/* More rows with logits than a device has room for at once. */
+static void test_long_prompt(void) {
+    enum { N = 150 };
+    float *logits[2];
+    size_t n = 0;
+    for (uint32_t on_device = 0; on_device < 2; on_device++) {
+        folollm_options o = {.device = on_device, .context = N, .pool_tokens = 320, .chunk = N, .n_threads = 1};
+        folollm *f = NULL;
+        folollm_info info;
+        folollm_token ids[N];
+        folollm_seq seq;
+        demand(folollm_load(MODEL, &o, &f, &error));
+        folollm_get_info(f, &info);
+        CHECK(info.chunk == N);
+        n = (size_t)N * info.vocab;
+        logits[on_device] = malloc(n * sizeof(float));
+        prompt_of(ids, N, info.vocab);
+        demand(folollm_seq_open(f, NULL, &seq, &error));
+        demand(folollm_prefill(f, seq, ids, N, logits[on_device], &error));
+        folollm_free(f);
+    }
+    CHECK(memcmp(logits[0], logits[1], n * sizeof(float)) == 0);
+    free(logits[0]);
+    free(logits[1]);
+}
+
 /* ---- Requests -- */
 
 #define ANSWERS 6
@@ -648,6 +674,7 @@ int main(void) {
         test_layer(&layers[i]);
     }
     test_engines();
+    test_long_prompt();
     test_requests();
     test_moves();
     test_share();

@@ -1,10 +1,6 @@
 /* The public entries but loading: check the arguments, call down. */
 #include "api/engine.h"
 
-#ifndef FOLOLLM_SOURCE_HASH
-#define FOLOLLM_SOURCE_HASH "not amalgamated"
-#endif
-
 FOLOLLM_API const char *folollm_version(void) {
     return FOLOLLM_VERSION;
 }

@@ -11,6 +11,8 @@
 #define FL_RANK_DEFAULT 64u
 #define FL_RANK_MAX 1024u
 #define FL_CHUNK_DEFAULT 128u
+#define FL_CHUNK_DEVICE 512u
+#define FL_WANTED_DEVICE 128u /* rows of logits that a device has room for, unless more answers are written at once */
 #define FL_CHUNK_MAX 8192u
 #define FL_DEVICE_MAX 64u
 #define FL_THREADS_MAX 256u
@@ -94,7 +96,7 @@ static folollm_status fl_settle_options(folollm *f, const folollm_options *o, fo
     }
     s->n_pages = (uint32_t)n_pages;
     s->context = context;
-    s->n_rows = o->chunk != 0 ? o->chunk : FL_CHUNK_DEFAULT;
+    s->n_rows = o->chunk != 0 ? o->chunk : o->device != 0 ? FL_CHUNK_DEVICE : FL_CHUNK_DEFAULT;
     s->n_rows = s->n_rows < context ? s->n_rows : context;
     s->n_threads = fl_threads_of(o);
     s->device = o->device;
@@ -107,6 +109,8 @@ static folollm_status fl_settle_options(folollm *f, const folollm_options *o, fo
     f->max_running = o->max_running != 0 ? o->max_running : FL_RUNNING_DEFAULT;
     f->max_running = f->max_running < f->max_requests ? f->max_running : f->max_requests;
     f->max_running = f->max_running < s->n_rows ? f->max_running : s->n_rows;
+    s->n_wanted = f->max_running > FL_WANTED_DEVICE ? f->max_running : FL_WANTED_DEVICE;
+    s->n_wanted = o->device != 0 && s->n_wanted < s->n_rows ? s->n_wanted : s->n_rows;
     f->max_adapters = o->max_adapters != 0 ? o->max_adapters : FL_ADAPTERS_DEFAULT;
     f->driver.no_prefix_cache = o->no_prefix_cache != 0;
     return FOLOLLM_OK;
@@ -352,6 +356,7 @@ static folollm_status fl_engine_start(folollm *f, folollm_error *error) {
     f->executor.sequences = &f->sequences;
     f->executor.tokenizer = f->checkpoint->tokenizer;
     f->executor.context = f->settings.context;
+    f->executor.max_wanted = f->settings.n_wanted;
     f->chooser.sampler = &f->sampler;
     f->chooser.backend = &f->worker.cpu.base;
     f->chooser.pages = &f->pages;

@@ -19,6 +19,10 @@
 #include <stdbool.h>
 #include <string.h>
 
+#ifndef FOLOLLM_SOURCE_HASH
+#define FOLOLLM_SOURCE_HASH "not amalgamated"
+#endif
+
 /* folollm.c is one translation unit in which everything internal is static. -DFL_LOCAL= compiles the files of src/
  * one by one instead. */
 #ifndef FL_LOCAL

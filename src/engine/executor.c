@@ -131,8 +131,9 @@ FL_LOCAL folollm_status fl_executor_prefill(fl_executor *e, fl_sequence *s, cons
     uint32_t origin = fl_sequence_reserve(s, e->pages, n_tokens);
     fl_executor_copy_page(e, s, origin);
     folollm_status status = FOLOLLM_OK;
-    for (size_t at = 0; at < n_tokens && status == FOLOLLM_OK; at += e->max_rows) {
-        size_t n = fl_min(n_tokens - at, e->max_rows);
+    size_t most = all_logits != NULL ? e->max_wanted : e->max_rows;
+    for (size_t at = 0; at < n_tokens && status == FOLOLLM_OK; at += most) {
+        size_t n = fl_min(n_tokens - at, most);
         status = fl_prefill_chunk(e, s, tokens, at, n, at + n == n_tokens, all_logits, error);
     }
     if (status != FOLOLLM_OK) {
@@ -216,8 +217,8 @@ static folollm_status fl_decode_reserve(fl_executor *e, size_t n, folollm_error 
 
 static folollm_status fl_decode_rows(fl_executor *e, const folollm_seq *seqs, const folollm_token *tokens, size_t n,
                                      folollm_error *error) {
-    for (size_t at = 0; at < n; at += e->max_rows) {
-        size_t rows = fl_min(n - at, e->max_rows);
+    for (size_t at = 0; at < n; at += e->max_wanted) {
+        size_t rows = fl_min(n - at, e->max_wanted);
         fl_executor_clear(e);
         for (size_t i = at; i < at + rows; i++) {
             fl_executor_add(e, e->stepped[i], e->stepped[i]->n_tokens, &tokens[i], 1, 1);

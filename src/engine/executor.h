@@ -15,6 +15,7 @@ typedef struct fl_executor {
     fl_sequences *sequences;
     const fl_tokenizer *tokenizer; /* NULL: no text */
     uint32_t max_rows;             /* of a batch */
+    uint32_t max_wanted;           /* of them with logits */
     uint32_t context;
     folollm_stats stats;
     uint64_t step; /* number of the last decode step */

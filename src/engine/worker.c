@@ -24,7 +24,7 @@ FL_LOCAL void fl_worker_layout(fl_worker *w, const fl_weights *weights, const fl
     limits.rank = o->rank;
     w->weights = weights;
     if (o->device != 0) {
-        fl_cuda_options cuda = {limits, c->vocab, o->context, c->n_heads};
+        fl_cuda_options cuda = {limits, c->vocab, o->context, c->n_heads, o->n_wanted};
         fl_cuda_layout(&w->on_cuda, &w->device_scratch, &cuda);
         fl_activations_layout(&w->activations, &w->device_scratch, NULL, &limits);
     } else {

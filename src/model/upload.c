@@ -71,10 +71,6 @@ FL_LOCAL folollm_status fl_upload_open(fl_memory *m, fl_upload *u, const fl_weig
                                        folollm_error *error) {
     void *piece = NULL;
     FL_TRY(fl_cuda_open(m, &u->cuda, ordinal, error));
-    if (w->config.head_dim > FL_DEVICE_HEAD_DIM) {
-        return fl_fail(error, FOLOLLM_E_UNSUPPORTED, "head_dim is %u; at most %u is computed on CUDA devices",
-                       (uint64_t)w->config.head_dim, (uint64_t)FL_DEVICE_HEAD_DIM);
-    }
     FL_TRY(fl_cuda_arena_open(&u->cuda, &u->arena, "the weights", error));
     u->layers_bytes = w->config.n_layers * sizeof *u->weights.layers;
     u->weights.config = w->config;

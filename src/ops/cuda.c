@@ -192,7 +192,7 @@ static size_t fl_cuda_splits(size_t n_keys) {
 }
 
 static size_t fl_cuda_split_rows(const fl_cuda_backend *b) {
-    return fl_min(b->o.limits.n_rows, FL_STEP_ROWS);
+    return fl_min(b->o.n_wanted, FL_STEP_ROWS);
 }
 
 /* Tiles of a batch, at most. */
@@ -223,7 +223,7 @@ FL_LOCAL void fl_cuda_layout(fl_cuda_backend *b, fl_arena *arena, const fl_cuda_
     b->normed = fl_take(arena, n, fl_padded(l->dim) * sizeof(float));
     b->apart = fl_take(arena, n, fl_padded(fl_max(l->dim, l->ffn_dim)) * sizeof(float));
     b->narrow = fl_take(arena, n, fl_padded(l->rank) * sizeof(float));
-    b->logits = fl_take(arena, n, o->vocab * sizeof(float));
+    b->logits = fl_take(arena, o->n_wanted, o->vocab * sizeof(float));
     for (size_t i = 0; i < (l->packed ? l->ordered ? FL_PARTS_MAX : 1 : 0); i++) {
         fl_device_integers *to = &b->integers[i];
         to->q = fl_take(arena, n, units * FL_UNIT);
@@ -277,9 +277,9 @@ static bool fl_cuda_step_shape(const fl_cuda_backend *b, size_t step, fl_cuda_sh
     memset(s, 0, sizeof *s);
     s->rows = (size_t)1 << log2;
     s->n_splits = is_split ? 1u << step % kinds : 1;
-    s->queries = (uint32_t)fl_min(fl_power_above(b->o.limits.group), FL_DEVICE_QUERIES);
+    s->queries = (uint32_t)fl_min(fl_power_above(b->o.limits.group), b->most_queries);
     s->tiles = s->rows * fl_div_up(b->o.limits.group, s->queries);
-    return step < FL_DEVICE_STEPS && s->rows <= fl_min(b->o.limits.n_rows, FL_STEP_ROWS_MAX);
+    return step < FL_DEVICE_STEPS && s->rows <= fl_min(b->o.n_wanted, FL_STEP_ROWS_MAX);
 }
 
 /* The recorded step for a batch that only decodes; n_steps: there is none. */
@@ -306,7 +306,7 @@ static fl_cuda_shape fl_cuda_shape_of(const fl_cuda_backend *b, const fl_batch *
         most = fl_max(most, batch->runs[i].n_rows * group);
     }
     fl_cuda_shape s = {.rows = batch->n_rows};
-    s.queries = (uint32_t)fl_min(fl_power_above(most), FL_DEVICE_QUERIES);
+    s.queries = (uint32_t)fl_min(fl_power_above(most), b->most_queries);
     s.n_splits = batch->n_rows <= fl_cuda_split_rows(b) ? (uint32_t)n_splits : 1;
     s.tiles = fl_cuda_tiles(batch->n_rows, batch->n_runs, group, s.queries);
     return s;
@@ -631,6 +631,17 @@ FL_LOCAL folollm_status fl_cuda_start(fl_cuda_backend *b, fl_cuda *cuda, folollm
                        (uint64_t)cuda->ordinal, (uint64_t)b->staging_bytes, cuda->api->error_text(code));
     }
     b->staging = staging;
+    size_t head_dim = b->o.limits.head_dim, room = (size_t)cuda->info.shared_bytes;
+    b->most_queries = FL_DEVICE_QUERIES;
+    while (b->most_queries > 0 && cuda->api->attend_bytes(b->most_queries, (uint32_t)head_dim) > room) {
+        b->most_queries /= 2;
+    }
+    if (b->most_queries == 0 || head_dim > FL_DEVICE_HEAD_DIM) {
+        return fl_fail(error, FOLOLLM_E_UNSUPPORTED,
+                       "CUDA device %u: attention with a head_dim of %u does not fit: at most %u, and %u bytes of shared "
+                       "memory are there", (uint64_t)cuda->ordinal, (uint64_t)head_dim, (uint64_t)FL_DEVICE_HEAD_DIM,
+                       (uint64_t)room);
+    }
     return FOLOLLM_OK;
 }
 

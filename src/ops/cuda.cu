@@ -55,6 +55,7 @@ int fl_about(fl_device *d, fl_device_info *info) {
     info->total_bytes = total;
     info->free_bytes = n_free;
     info->n_multiprocessors = (uint32_t)p.multiProcessorCount;
+    info->shared_bytes = p.sharedMemPerBlockOptin;
     info->major = (uint32_t)p.major;
     info->minor = (uint32_t)p.minor;
     return 0;
@@ -129,10 +130,10 @@ int fl_replay(fl_device *d, size_t step) {
 
 extern "C" const fl_device_api *folollm_kernels(void) {
     static const fl_device_api api = {
-        FOLOLLM_SOURCE_HASH, sizeof(fl_device), fl_error_text, fl_count,   fl_open,    fl_close,   fl_about,
-        fl_alloc,            fl_release,        fl_alloc_host, fl_release_host, fl_upload, fl_download, fl_copy,
-        fl_wait,             fl_pack,           fl_embed,      fl_rows,    fl_product, fl_combine, fl_adapt,
-        fl_rope_store,       fl_attend,         fl_record,     fl_recorded, fl_replay,
+        FOLOLLM_SOURCE_HASH, sizeof(fl_device), fl_error_text, fl_count, fl_open, fl_close, fl_about, fl_attend_bytes,
+        fl_alloc, fl_release, fl_alloc_host, fl_release_host, fl_upload, fl_download, fl_copy, fl_wait,
+        fl_pack, fl_embed, fl_rows, fl_product, fl_combine, fl_adapt, fl_rope_store, fl_attend,
+        fl_record, fl_recorded, fl_replay,
     };
     return &api;
 }

@@ -58,6 +58,7 @@ FL_LOCAL void fl_cuda_release(fl_cuda *c, const void *bound);
 typedef struct fl_cuda_options {
     fl_limits limits;
     size_t vocab, context, n_heads;
+    size_t n_wanted; /* rows of logits of a batch, at most */
 } fl_cuda_options;
 
 /* What a batch is on the device: the same offsets from both ends of the copy. */
@@ -75,7 +76,7 @@ typedef struct fl_cuda_backend {
     fl_backend base; /* first: an fl_backend * points here */
     fl_cuda *cuda;   /* not owned */
     fl_cuda_options o;
-    float *normed, *apart, *logits; /* (n_rows, dim), (n_rows, dim or ffn_dim), (n_rows, vocab) */
+    float *normed, *apart, *logits; /* (n_rows, dim), (n_rows, dim or ffn_dim), (n_wanted, vocab) */
     float *narrow; /* (n_rows, rank) rows times the a of their adapters */
     fl_device_integers integers[FL_PARTS_MAX]; /* one for each order of columns */
     float *parts, *part_limits;  /* of attention: see device.h */
@@ -83,6 +84,7 @@ typedef struct fl_cuda_backend {
     size_t staging_bytes;
     const float *angles;         /* on the device */
     fl_cuda_shape shape;         /* on the device */
+    uint32_t most_queries;       /* of an attention tile: as many as fit the device's shared memory */
     size_t n_steps;              /* recorded */
     size_t n_wanted;             /* rows of logits to bring back */
     bool adapts;                 /* have some rows adapters? */

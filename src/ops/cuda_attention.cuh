@@ -331,7 +331,7 @@ __device__ __forceinline__ size_t fl_part_of(const fl_device_attend &a, uint32_t
 }
 
 template <int KV, int QUERIES>
-__global__ void fl_attend_kernel(const __grid_constant__ fl_device_attend a) {
+__global__ void __launch_bounds__(FL_DEVICE_HEAD_DIM) fl_attend_kernel(const __grid_constant__ fl_device_attend a) {
     FL_DYNAMIC_SHARED(shared);
     if (blockIdx.x >= a.counts->n_tiles) {
         return;
@@ -396,7 +396,7 @@ __global__ void fl_attend_kernel(const __grid_constant__ fl_device_attend a) {
 }
 
 /* The parts of a row and head, in order. */
-__global__ void fl_merge_kernel(fl_device_attend a) {
+__global__ void __launch_bounds__(FL_DEVICE_HEAD_DIM) fl_merge_kernel(fl_device_attend a) {
     uint32_t row = blockIdx.x, d = a.kv.head_dim, group = a.n_heads / a.kv.n_kv_heads;
     uint32_t head = a.kv_head * group + blockIdx.y;
     if (row >= a.counts->n_rows) {
@@ -427,12 +427,16 @@ unsigned fl_attend_threads(uint32_t d) {
     return d <= 128 ? 128 : (d + FL_WARP - 1) / FL_WARP * FL_WARP;
 }
 
+size_t fl_attend_bytes(uint32_t queries, uint32_t head_dim) {
+    return fl_attend_floats(queries, head_dim) * sizeof(float);
+}
+
 template <int KV, int QUERIES>
 int fl_attend_launch(fl_device *d, const fl_device_attend *a) {
     uint32_t dim = a->kv.head_dim;
     dim3 grid(a->most_tiles, a->n_kv_heads, a->n_splits);
     return fl_launch(d, fl_attend_kernel<KV, QUERIES>, grid, fl_attend_threads(dim),
-                     fl_attend_floats(QUERIES, dim) * sizeof(float), *a);
+                     fl_attend_bytes(QUERIES, dim), *a);
 }
 
 template <int KV>

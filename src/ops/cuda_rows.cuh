@@ -47,35 +47,37 @@ __device__ __forceinline__ void fl_integers_unit(const fl_device_rows &a, float 
 #define FL_ROWS_THREADS 256
 
 __global__ void __launch_bounds__(FL_ROWS_THREADS) fl_rows_kernel(fl_device_rows a) {
-    FL_DYNAMIC_SHARED(shared); /* a row of floats, in whole units; then two words */
+    FL_DYNAMIC_SHARED(shared); /* a row of floats that is to be normed */
+    __shared__ float norm_scale;
+    __shared__ uint32_t broken;
     uint32_t row = blockIdx.x, n_units = (a.n_cols + FL_UNIT - 1) / FL_UNIT;
-    float *x = (float *)shared, *norm_scale = x + n_units * FL_UNIT;
-    uint32_t *broken = (uint32_t *)(norm_scale + 1);
     if (row >= *a.n) {
         return;
     }
-    const float *from = a.x + (a.which != NULL ? a.which[row] : row) * a.stride;
-    for (uint32_t i = threadIdx.x; i < n_units * FL_UNIT; i += blockDim.x) {
-        x[i] = i < a.n_cols ? from[i] : 0.0f;
-    }
+    const float *x = a.x + (a.which != NULL ? a.which[row] : row) * a.stride;
     if (threadIdx.x == 0) {
-        *broken = 0;
+        broken = 0;
     }
-    __syncthreads();
     if (a.norm != NULL) {
+        float *copy = (float *)shared;
+        for (uint32_t i = threadIdx.x; i < a.n_cols; i += blockDim.x) {
+            copy[i] = x[i];
+        }
+        __syncthreads();
         if (threadIdx.x < FL_WARP) {
-            float scale = fl_norm_scale(x, a.n_cols, a.epsilon);
+            float scale = fl_norm_scale(copy, a.n_cols, a.epsilon);
             if (threadIdx.x == 0) {
-                *norm_scale = scale;
+                norm_scale = scale;
             }
         }
         __syncthreads();
         for (uint32_t i = threadIdx.x; i < a.n_cols; i += blockDim.x) {
-            x[i] = __fmul_rn(__fmul_rn(x[i], *norm_scale), a.norm[i]);
+            copy[i] = __fmul_rn(__fmul_rn(copy[i], norm_scale), a.norm[i]);
             if (a.normed != NULL) {
-                a.normed[row * a.stride + i] = x[i];
+                a.normed[row * a.stride + i] = copy[i];
             }
         }
+        x = copy;
     }
     if (a.integers.q == NULL) {
         return;
@@ -83,20 +85,19 @@ __global__ void __launch_bounds__(FL_ROWS_THREADS) fl_rows_kernel(fl_device_rows
     __syncthreads();
     for (uint32_t i = threadIdx.x; i < a.n_cols; i += blockDim.x) {
         if (!fl_finite(x[i])) {
-            atomicExch(broken, 1u);
+            atomicExch(&broken, 1u);
         }
     }
     __syncthreads();
     for (uint32_t u = threadIdx.x / FL_WARP; u < n_units; u += FL_ROWS_THREADS / FL_WARP) {
         uint32_t i = u * FL_UNIT + threadIdx.x % FL_WARP;
-        float number = a.order == NULL ? x[i] : i < a.n_cols ? x[a.order[i]] : 0.0f;
-        fl_integers_unit(a, number, row, u, n_units, *broken != 0);
+        float number = i < a.n_cols ? x[a.order != NULL ? a.order[i] : i] : 0.0f;
+        fl_integers_unit(a, number, row, u, n_units, broken != 0);
     }
 }
 
 int fl_rows(fl_device *d, const fl_device_rows *a) {
-    size_t units = (a->n_cols + FL_UNIT - 1) / FL_UNIT;
-    size_t shared = (units * FL_UNIT + 2) * sizeof(float);
+    size_t shared = a->norm != NULL ? a->n_cols * sizeof(float) : 0;
     return fl_launch(d, fl_rows_kernel, dim3(a->most, 1, 1), FL_ROWS_THREADS, shared, *a);
 }
 

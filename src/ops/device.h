@@ -48,6 +48,7 @@ typedef struct fl_device_info {
     char name[64];
     uint64_t total_bytes, free_bytes;
     uint32_t n_multiprocessors, major, minor;
+    uint64_t shared_bytes; /* that a block of threads may have */
 } fl_device_info;
 
 /* Of a batch, on the device. */
@@ -176,7 +177,7 @@ typedef struct fl_device_attend {
     fl_device_kv kv;
     const fl_device_counts *counts;
     uint32_t most_tiles, most_rows;
-    uint32_t queries; /* of a tile, at most */
+    uint32_t queries; /* of a tile, at most; a power of two */
     uint32_t n_heads, kv_head, n_kv_heads; /* the first of those that are computed, and how many */
     uint32_t n_splits; /* 1: one block of threads takes all keys of a tile; else each takes a split, and parts are
                           merged in order */
@@ -203,6 +204,7 @@ typedef struct fl_device_api {
     int (*open)(fl_device *d, int ordinal);
     void (*close)(fl_device *d); /* allowed after an open that failed */
     int (*about)(fl_device *d, fl_device_info *info);
+    size_t (*attend_bytes)(uint32_t queries, uint32_t head_dim); /* of shared memory */
 
     int (*alloc)(fl_device *d, size_t n_bytes, void **out);
     void (*release)(fl_device *d, void *p);
