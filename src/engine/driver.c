@@ -21,7 +21,7 @@ FL_LOCAL void fl_driver_init(fl_driver *d, fl_executor *executor, const fl_choos
     d->host = host;
     size_t row_bytes = fl_matrix_bytes(head->parts[0].type, FL_PANEL, head->n_cols) / FL_PANEL;
     d->fine = fl_worker_whole(w);
-    if (w->pool != NULL || w->cpu.n_slots > 0) {
+    if (w->cuda.device == NULL) {
         d->fine.kv_heads = fl_min(w->cpu.n_slots, d->fine.kv_heads);
         d->fine.head_rows = fl_max(FL_SLICE_BYTES / row_bytes, 64) / FL_PANEL * FL_PANEL;
     }

@@ -5,6 +5,7 @@
 #include "model/config_gguf.h"
 #include "model/config_gguf_write.h"
 #include "model/rope.h"
+#include "ops/cuda.h"
 
 /* What a tensor is to the model. */
 typedef enum fl_role {

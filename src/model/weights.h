@@ -8,7 +8,7 @@
 #include "formats/safetensors_write.h"
 #include "model/config.h"
 #include "model/convert.h"
-#include "ops/cuda.h"
+#include "ops/ops.h"
 
 typedef struct fl_layer {
     const float *attention_norm, *mlp_norm; /* (dim) */

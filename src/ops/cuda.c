@@ -117,7 +117,8 @@ FL_LOCAL folollm_status fl_cuda_arena_open(fl_cuda *c, fl_arena *a, const char *
     if (code != 0) {
         a->block = NULL;
         return fl_fail(error, FOLOLLM_E_MEMORY,
-                       "CUDA device %u: %u bytes for %s: %s; %u of %u were free when it was opened", (uint64_t)c->ordinal, (uint64_t)a->at, what, c->api->error_text(code), c->info.free_bytes,
+                       "CUDA device %u: %u bytes for %s: %s; %u of %u were free when it was opened",
+                       (uint64_t)c->ordinal, (uint64_t)a->at, what, c->api->error_text(code), c->info.free_bytes,
                        c->info.total_bytes);
     }
     a->base = a->block;
@@ -384,13 +385,19 @@ static void fl_cuda_wait(fl_backend *backend) {
 
 /* ---- Products -- */
 
-/* The integers that a part of a matrix meets: those of the first part with its order of columns. */
-static size_t fl_cuda_order_of(const fl_matrix *w, size_t part) {
+/* The first packed part of a matrix with the order of columns of this one, which is packed. */
+static size_t fl_cuda_first_of_order(const fl_matrix *w, size_t part) {
     size_t first = 0;
-    while (w->parts[first].order != w->parts[part].order) {
+    while (!fl_is_packed(w->parts[first].type) || w->parts[first].order != w->parts[part].order) {
         first++;
     }
     return first;
+}
+
+/* The integers that a part meets, if it is packed. Without orders there is only one kind of them. */
+static fl_device_integers fl_cuda_integers_of(const fl_cuda_backend *b, const fl_matrix *w, size_t part) {
+    bool one = !fl_is_packed(w->parts[part].type) || !b->o.limits.ordered;
+    return b->integers[one ? 0 : fl_cuda_first_of_order(w, part)];
 }
 
 typedef struct fl_cuda_rows { /* those that meet a matrix */
@@ -413,8 +420,8 @@ static void fl_cuda_prepare(fl_cuda_backend *b, fl_cuda_rows *in, const fl_matri
                            .n_cols = (uint32_t)w->n_cols, .norm = in->norm, .epsilon = in->epsilon};
     rows.normed = (has_plain || b->adapts) && in->norm != NULL ? b->normed : NULL;
     for (size_t i = 0; i < w->n_parts; i++) {
-        if (fl_is_packed(w->parts[i].type) && fl_cuda_order_of(w, i) == i) {
-            rows.integers = b->integers[i];
+        if (fl_is_packed(w->parts[i].type) && fl_cuda_first_of_order(w, i) == i) {
+            rows.integers = fl_cuda_integers_of(b, w, i);
             rows.order = w->parts[i].order;
             FL_CUDA_DO(c, rows(c->device, &rows));
             rows.normed = NULL;
@@ -433,7 +440,7 @@ static void fl_cuda_product_parts(fl_cuda_backend *b, const fl_cuda_rows *in, co
     fl_cuda *c = b->cuda;
     fl_device_product p = {.type = (int)w->parts[first].type, .epilogue = epilogue, .n_parts = (uint32_t)(end - first),
                            .n_cols = (uint32_t)w->n_cols, .n = in->n, .most = (uint32_t)in->most, .x = in->x,
-                           .x_stride = in->stride, .integers = b->integers[fl_cuda_order_of(w, first)], .y = y,
+                           .x_stride = in->stride, .integers = fl_cuda_integers_of(b, w, first), .y = y,
                            .y_stride = y_stride};
     for (size_t i = first; i < end; i++) {
         fl_device_part part = {w->parts[i].data, w->parts[i].bias, (uint32_t)w->parts[i].n_rows};
