@@ -331,7 +331,7 @@ __device__ __forceinline__ size_t fl_part_of(const fl_device_attend &a, uint32_t
 }
 
 template <int KV, int QUERIES>
-__global__ void __launch_bounds__(FL_DEVICE_HEAD_DIM) fl_attend_kernel(const __grid_constant__ fl_device_attend a) {
+__global__ void __launch_bounds__(FL_DEVICE_HEAD_DIM, 1) fl_attend_kernel(const __grid_constant__ fl_device_attend a) {
     FL_DYNAMIC_SHARED(shared);
     if (blockIdx.x >= a.counts->n_tiles) {
         return;

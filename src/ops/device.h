@@ -19,7 +19,7 @@
 #define FL_DEVICE_STEPS 128   /* steps that are recorded, at most */
 #define FL_DEVICE_CHUNK 128   /* columns of a plain matrix that lie together: [lane of 16][8 steps] */
 #define FL_DEVICE_QUERIES 16  /* query rows of an attention tile, at most */
-#define FL_DEVICE_HEAD_DIM 512 /* at most */
+#define FL_DEVICE_HEAD_DIM 256 /* at most */
 
 enum { /* as fl_dtype numbers them */
     FL_DEVICE_F32,
