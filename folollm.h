@@ -244,8 +244,8 @@ typedef struct folollm_memory {
     uint64_t sequences; /* page tables, logits rows, samplers, text buffers */
     uint64_t allocated; /* weights + tokenizer + kv_cache + scratch + sequences */
     uint64_t temporary;
-    uint64_t device;    /* on the device: weights, KV cache and activations. Loading takes up to 32 MiB more for a while;
-                           the driver's own share and recorded steps are not in it */
+    uint64_t device;    /* on the device: weights, KV cache and activations. Loading takes up to 32 MiB more for a while.
+                           The driver's own share, recorded steps and page-locked copies of batches are not in it */
 } folollm_memory;
 
 typedef struct folollm_info {

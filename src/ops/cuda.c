@@ -623,8 +623,9 @@ FL_LOCAL void fl_cuda_record_end(fl_cuda_backend *b) {
 }
 
 static const fl_ops fl_cuda_ops = {
-    fl_cuda_begin,       fl_cuda_end,          fl_cuda_wait,      fl_cuda_embed, fl_cuda_norm_qkv, fl_cuda_rope_store,
-    fl_cuda_attend,      fl_cuda_project_add,  fl_cuda_norm_gate_up, fl_cuda_norm_head, NULL,
+    fl_cuda_begin,      fl_cuda_end,    fl_cuda_wait,        fl_cuda_embed,        fl_cuda_norm_qkv,
+    fl_cuda_rope_store, fl_cuda_attend, fl_cuda_project_add, fl_cuda_norm_gate_up, fl_cuda_norm_head,
+    NULL,
 };
 
 FL_LOCAL folollm_status fl_cuda_start(fl_cuda_backend *b, fl_cuda *cuda, folollm_error *error) {
@@ -645,9 +646,9 @@ FL_LOCAL folollm_status fl_cuda_start(fl_cuda_backend *b, fl_cuda *cuda, folollm
     }
     if (b->most_queries == 0 || head_dim > FL_DEVICE_HEAD_DIM) {
         return fl_fail(error, FOLOLLM_E_UNSUPPORTED,
-                       "CUDA device %u: attention with a head_dim of %u does not fit: at most %u, and %u bytes of shared "
-                       "memory are there", (uint64_t)cuda->ordinal, (uint64_t)head_dim, (uint64_t)FL_DEVICE_HEAD_DIM,
-                       (uint64_t)room);
+                       "CUDA device %u: attention with a head_dim of %u does not fit: at most %u are computed, and %u "
+                       "bytes of shared memory are there", (uint64_t)cuda->ordinal, (uint64_t)head_dim,
+                       (uint64_t)FL_DEVICE_HEAD_DIM, (uint64_t)room);
     }
     return FOLOLLM_OK;
 }

@@ -2,8 +2,8 @@
  *
  * An op only starts its kernels: they run one after the other in the device's stream, and fl_ops.end waits. A failure
  * is kept until fl_cuda_status asks for it, and makes everything until then do nothing. Steps that only decode are
- * recorded as CUDA graphs when the backend is opened, one for each number of rows and of splits of the attention, rounded
- * up, and then take one launch. Nothing is allocated after opening. */
+ * recorded as CUDA graphs when the backend is opened, one for each number of rows and of splits of the attention,
+ * rounded up, and then take one launch. Nothing is allocated after opening. */
 #ifndef FL_CUDA_H
 #define FL_CUDA_H
 
