@@ -54,10 +54,7 @@ int fl_about(fl_device *d, fl_device_info *info) {
     }
     info->total_bytes = total;
     info->free_bytes = n_free;
-    info->n_multiprocessors = (uint32_t)p.multiProcessorCount;
     info->shared_bytes = p.sharedMemPerBlockOptin;
-    info->major = (uint32_t)p.major;
-    info->minor = (uint32_t)p.minor;
     return 0;
 }
 

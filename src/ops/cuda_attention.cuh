@@ -46,6 +46,12 @@ __device__ __forceinline__ fl_queries fl_attend_room(unsigned char *shared, uint
     return t;
 }
 
+/* The keys that a position sees: as the CPU's fl_attend_range. */
+__device__ __forceinline__ void fl_keys_of(uint32_t window, uint32_t position, uint32_t *begin, uint32_t *end) {
+    *end = position + 1;
+    *begin = window != 0 && *end > window ? *end - window : 0;
+}
+
 /* A tile at work; the same for all threads of a block. */
 struct fl_tile {
     const fl_device_attend *a;
@@ -62,6 +68,14 @@ __device__ __forceinline__ uint32_t fl_head_of(const fl_tile &w, uint32_t query)
     return w.kv_head * w.group + (w.queries.first + query) % w.group;
 }
 
+__device__ __forceinline__ uint32_t fl_position_of(const fl_tile &w, uint32_t query) {
+    return w.queries.position + (w.queries.first + query) / w.group;
+}
+
+__device__ __forceinline__ const float *fl_query_of(const fl_tile &w, uint32_t query) {
+    return w.a->qkv + fl_row_of(w, query) * w.a->qkv_stride + (size_t)fl_head_of(w, query) * w.a->kv.head_dim;
+}
+
 __device__ __forceinline__ const uint8_t *fl_block_of(const fl_tile &w, const uint8_t *kv, uint32_t token) {
     uint32_t page = w.a->pages[w.queries.pages + token / w.a->kv.page_tokens];
     return kv + ((size_t)page * w.a->kv.n_kv_heads + w.kv_head) * fl_kv_block_bytes(w.a->kv);
@@ -76,7 +90,7 @@ __device__ __forceinline__ void fl_query_integers(const fl_tile &w, uint32_t i) 
     bool wide = w.a->kv.type == FL_DEVICE_KV_Q8;
     float *x = w.t.kv + threadIdx.x / FL_WARP * w.stride; /* not used yet */
     int8_t *to = (int8_t *)(w.t.q + i * w.stride);
-    const float *from = w.a->qkv + fl_row_of(w, i) * w.a->qkv_stride + (size_t)fl_head_of(w, i) * d;
+    const float *from = fl_query_of(w, i);
     for (uint32_t k = lane; k < d; k += FL_WARP) {
         x[k] = from[k];
     }
@@ -102,16 +116,14 @@ __device__ __forceinline__ void fl_query_integers(const fl_tile &w, uint32_t i) 
 __device__ __forceinline__ void fl_attend_queries(const fl_tile &w) {
     uint32_t d = w.a->kv.head_dim, warps = blockDim.x / FL_WARP;
     for (uint32_t i = threadIdx.x; i < w.queries.n; i += blockDim.x) {
-        uint32_t end = w.queries.position + (w.queries.first + i) / w.group + 1, window = w.a->window;
-        w.t.end[i] = end;
-        w.t.begin[i] = window != 0 && end > window ? end - window : 0;
+        fl_keys_of(w.a->window, fl_position_of(w, i), &w.t.begin[i], &w.t.end[i]);
     }
     for (uint32_t i = threadIdx.x / FL_WARP; i < w.queries.n; i += warps) {
         if (fl_kv_scaled(w.a->kv.type)) {
             fl_query_integers(w, i);
             continue;
         }
-        const float *from = w.a->qkv + fl_row_of(w, i) * w.a->qkv_stride + (size_t)fl_head_of(w, i) * d;
+        const float *from = fl_query_of(w, i);
         for (uint32_t k = threadIdx.x % FL_WARP; k < w.stride; k += FL_WARP) {
             w.t.q[i * w.stride + k] = k < d ? from[k] : 0.0f;
         }
@@ -282,12 +294,14 @@ __device__ __forceinline__ void fl_attend_gather(const fl_tile &w, uint32_t bloc
 
 /* ---- Splits -- */
 
-/* total = total and part, of a later split; weights as in the CPU's merge. */
-__device__ __forceinline__ void fl_merge_factors(float total_maximum, float maximum, float *top, float *keep,
-                                                 float *take) {
-    *top = fl_most(total_maximum, maximum);
-    *keep = fl_exp(__fsub_rn(total_maximum, *top));
-    *take = fl_exp(__fsub_rn(maximum, *top));
+/* One number of what the softmax of earlier keys gave, with that of later ones: see merge in kernels.h. */
+__device__ __forceinline__ void fl_merge(float part, float maximum, float sum, float *total, float *total_maximum,
+                                         float *total_sum) {
+    float top = fl_most(*total_maximum, maximum);
+    float keep = fl_exp(__fsub_rn(*total_maximum, top)), take = fl_exp(__fsub_rn(maximum, top));
+    *total = __fmaf_rn(part, take, __fmul_rn(*total, keep));
+    *total_sum = __fmaf_rn(sum, take, __fmul_rn(*total_sum, keep));
+    *total_maximum = top;
 }
 
 /* The queries' keys of one split; afterwards outs, w.t.maximum and w.t.sum have what they give. */
@@ -339,10 +353,9 @@ __global__ void __launch_bounds__(FL_DEVICE_HEAD_DIM, 1) fl_attend_kernel(const 
     uint32_t d = a.kv.head_dim;
     fl_tile w = {&a, a.tiles[blockIdx.x], a.kv_head + blockIdx.y, a.n_heads / a.kv.n_kv_heads, fl_padded(d),
                  fl_attend_room(shared, QUERIES, d)};
-    uint32_t last = w.queries.n - 1;
-    uint32_t end = w.queries.position + (w.queries.first + last) / w.group + 1;
-    uint32_t first_end = w.queries.position + w.queries.first / w.group + 1;
-    uint32_t begin = a.window != 0 && first_end > a.window ? first_end - a.window : 0;
+    uint32_t begin, end, ignored;
+    fl_keys_of(a.window, fl_position_of(w, 0), &begin, &ignored);
+    fl_keys_of(a.window, fl_position_of(w, w.queries.n - 1), &ignored, &end);
     uint32_t first = begin / a.split_tokens, behind = (end + a.split_tokens - 1) / a.split_tokens;
     if (a.n_splits > 1) {
         first = max(first, blockIdx.z);
@@ -377,11 +390,7 @@ __global__ void __launch_bounds__(FL_DEVICE_HEAD_DIM, 1) fl_attend_kernel(const 
                 maxima[q] = maximum;
                 sums[q] = sum;
             } else {
-                float top, keep, take;
-                fl_merge_factors(maxima[q], maximum, &top, &keep, &take);
-                totals[q] = __fmaf_rn(outs[q], take, __fmul_rn(totals[q], keep));
-                sums[q] = __fmaf_rn(sum, take, __fmul_rn(sums[q], keep));
-                maxima[q] = top;
+                fl_merge(outs[q], maximum, sum, &totals[q], &maxima[q], &sums[q]);
             }
         }
         __syncthreads();
@@ -402,19 +411,16 @@ __global__ void __launch_bounds__(FL_DEVICE_HEAD_DIM) fl_merge_kernel(fl_device_
     if (row >= a.counts->n_rows) {
         return;
     }
-    uint32_t end = a.positions[row] + 1, begin = a.window != 0 && end > a.window ? end - a.window : 0;
+    uint32_t begin, end;
+    fl_keys_of(a.window, a.positions[row], &begin, &end);
     uint32_t first = begin / a.split_tokens, behind = (end + a.split_tokens - 1) / a.split_tokens;
     size_t part = fl_part_of(a, row, head, first);
-    float maximum = a.limits[2 * part], sum = a.limits[2 * part + 1], top, keep, take;
+    float maximum = a.limits[2 * part], sum = a.limits[2 * part + 1];
     float total = threadIdx.x < d ? a.parts[part * d + threadIdx.x] : 0;
     for (uint32_t split = first + 1; split < behind; split++) {
         part++;
-        fl_merge_factors(maximum, a.limits[2 * part], &top, &keep, &take);
-        if (threadIdx.x < d) {
-            total = __fmaf_rn(a.parts[part * d + threadIdx.x], take, __fmul_rn(total, keep));
-        }
-        sum = __fmaf_rn(a.limits[2 * part + 1], take, __fmul_rn(sum, keep));
-        maximum = top;
+        float next = threadIdx.x < d ? a.parts[part * d + threadIdx.x] : 0;
+        fl_merge(next, a.limits[2 * part], a.limits[2 * part + 1], &total, &maximum, &sum);
     }
     if (threadIdx.x < d) {
         a.out[row * a.out_stride + (size_t)head * d + threadIdx.x] = __fmul_rn(total, __fdiv_rn(1.0f, sum));

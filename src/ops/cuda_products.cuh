@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(FL_PLAIN_THREADS) fl_plain_kernel(fl_device_pr
     }
     fl_place p = fl_place_of(a, blockIdx.x, teams * OUTS);
     uint32_t out = (p.block * teams + threadIdx.x / FL_LANES) * OUTS, n_outs = a.parts[p.part].n_rows;
-    size_t row_bytes = (size_t)((a.n_cols + FL_DEVICE_CHUNK - 1) / FL_DEVICE_CHUNK) * FL_LANES * lane_bytes;
+    size_t row_bytes = (size_t)fl_chunks(a.n_cols) * FL_LANES * lane_bytes;
     const unsigned char *w[MATRICES][OUTS];
     const float *x[ROWS];
     float sums[MATRICES][OUTS][ROWS];
@@ -172,7 +172,7 @@ __device__ __forceinline__ void fl_packed_unit(const fl_device_product &a, const
                                                uint32_t first, uint32_t n,
                                                fl_packed_round<fl_halves(TYPE), ROWS> &round) {
     constexpr int halves = fl_halves(TYPE);
-    uint32_t lane = threadIdx.x % FL_LANES, team = threadIdx.x / FL_LANES, n_units = (a.n_cols + FL_UNIT - 1) / FL_UNIT;
+    uint32_t lane = threadIdx.x % FL_LANES, team = threadIdx.x / FL_LANES, n_units = fl_units(a.n_cols);
     fl_unit u = fl_unit_of(TYPE, data, a.n_cols, slab, unit);
     uint32_t words[8];
     fl_unit_words<TYPE>(u, lane, words);
@@ -208,7 +208,7 @@ __device__ __forceinline__ float fl_packed_add(const fl_device_product &a, uint3
                                                uint32_t lane, const fl_packed_round<fl_halves(TYPE), ROWS> &round,
                                                float total) {
     constexpr uint32_t halves = fl_halves(TYPE);
-    uint32_t n_units = (a.n_cols + FL_UNIT - 1) / FL_UNIT, n = min(n_units - unit, (uint32_t)FL_PACKED_TEAMS);
+    uint32_t n_units = fl_units(a.n_cols), n = min(n_units - unit, (uint32_t)FL_PACKED_TEAMS);
     const float *scales = a.integers.scales + (size_t)row * n_units + unit;
     const float *minus = a.integers.minus + (size_t)row * n_units + unit;
     for (uint32_t i = 0; i < n; i++) {
@@ -227,7 +227,7 @@ __device__ __forceinline__ float fl_packed_add(const fl_device_product &a, uint3
 template <int TYPE, int MATRICES, int ROWS>
 __global__ void __launch_bounds__(FL_PACKED_THREADS) fl_packed_kernel(fl_device_product a) {
     __shared__ fl_packed_round<fl_halves(TYPE), ROWS> rounds[2];
-    uint32_t n = *a.n, first = blockIdx.y * ROWS, n_units = (a.n_cols + FL_UNIT - 1) / FL_UNIT;
+    uint32_t n = *a.n, first = blockIdx.y * ROWS, n_units = fl_units(a.n_cols);
     uint32_t lane = threadIdx.x % FL_LANES, team = threadIdx.x / FL_LANES, now = 0;
     if (first >= n) {
         return;

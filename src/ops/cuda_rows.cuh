@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(FL_ROWS_THREADS) fl_rows_kernel(fl_device_rows
     FL_DYNAMIC_SHARED(shared); /* a row of floats that is to be normed */
     __shared__ float norm_scale;
     __shared__ uint32_t broken;
-    uint32_t row = blockIdx.x, n_units = (a.n_cols + FL_UNIT - 1) / FL_UNIT;
+    uint32_t row = blockIdx.x, n_units = fl_units(a.n_cols);
     if (row >= *a.n) {
         return;
     }

@@ -15,6 +15,14 @@ namespace {
 #define FL_CHUNK_UNITS 8  /* units of its chunks */
 #define FL_QUAD_BYTES 64
 
+__host__ __device__ __forceinline__ uint32_t fl_chunks(uint32_t n_cols) { /* of a row of plain numbers */
+    return (n_cols + FL_DEVICE_CHUNK - 1) / FL_DEVICE_CHUNK;
+}
+
+__host__ __device__ __forceinline__ uint32_t fl_units(uint32_t n_cols) {
+    return (n_cols + FL_UNIT - 1) / FL_UNIT;
+}
+
 /* ---- Plain -- */
 
 template <int TYPE>
@@ -43,7 +51,7 @@ __device__ __forceinline__ void fl_plain_load(const unsigned char *at, float w[F
 
 template <class T>
 __global__ void fl_pack_kernel(fl_device_pack a) {
-    size_t row = blockIdx.x, chunks = (a.n_cols + FL_DEVICE_CHUNK - 1) / FL_DEVICE_CHUNK;
+    size_t row = blockIdx.x, chunks = fl_chunks(a.n_cols);
     const T *from = (const T *)a.from + row * a.n_cols;
     T *to = (T *)a.to + row * chunks * FL_DEVICE_CHUNK;
     for (uint32_t i = threadIdx.x; i < chunks * FL_DEVICE_CHUNK; i += blockDim.x) {
@@ -61,8 +69,7 @@ int fl_pack(fl_device *d, const fl_device_pack *a) {
 
 /* One number of a plain matrix. */
 __device__ __forceinline__ float fl_plain_at(int type, const void *data, uint32_t n_cols, size_t row, uint32_t column) {
-    size_t chunks = (n_cols + FL_DEVICE_CHUNK - 1) / FL_DEVICE_CHUNK;
-    size_t at = (row * chunks + column / FL_DEVICE_CHUNK) * FL_DEVICE_CHUNK + column % FL_LANES * FL_STEPS +
+    size_t at = (row * fl_chunks(n_cols) + column / FL_DEVICE_CHUNK) * FL_DEVICE_CHUNK + column % FL_LANES * FL_STEPS +
                 column % FL_DEVICE_CHUNK / FL_LANES;
     if (type == FL_DEVICE_F32) {
         return ((const float *)data)[at];
@@ -122,7 +129,7 @@ struct fl_unit {
 
 /* slab: which sixteen rows of the matrix. */
 __device__ __forceinline__ fl_unit fl_unit_of(int type, const void *data, uint32_t n_cols, size_t slab, uint32_t unit) {
-    uint32_t units = (n_cols + FL_UNIT - 1) / FL_UNIT, rest = units % FL_CHUNK_UNITS, chunk = unit / FL_CHUNK_UNITS;
+    uint32_t units = fl_units(n_cols), rest = units % FL_CHUNK_UNITS, chunk = unit / FL_CHUNK_UNITS;
     size_t head = type == FL_DEVICE_Q8_ROW ? FL_PANEL * sizeof(float) : 0;
     size_t whole = 2 * fl_slab_bytes(type, FL_CHUNK_UNITS);
     size_t panel = head + units / FL_CHUNK_UNITS * whole + (rest != 0 ? 2 * fl_slab_bytes(type, rest) : 0);

@@ -47,7 +47,6 @@ typedef struct fl_device fl_device; /* one CUDA device, one stream */
 typedef struct fl_device_info {
     char name[64];
     uint64_t total_bytes, free_bytes;
-    uint32_t n_multiprocessors, major, minor;
     uint64_t shared_bytes; /* that a block of threads may have */
 } fl_device_info;
 
