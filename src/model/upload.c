@@ -1,6 +1,5 @@
 #include "model/upload.h"
 
-/* What the walk of weights.c counted, in whatever order. */
 static const void *fl_upload_bytes(fl_upload *u, const void *from, size_t n_bytes) {
     void *to = from != NULL ? fl_take(&u->arena, n_bytes, 1) : NULL;
     if (to != NULL) {
@@ -35,6 +34,7 @@ static void fl_upload_matrix(fl_upload *u, const fl_matrix *from, fl_matrix *to,
     }
 }
 
+/* Takes what the walk of weights.c counted, in an order of its own. */
 static void fl_upload_walk(fl_upload *u, const fl_weights *w, void *piece) {
     const fl_config *c = &w->config;
     fl_upload_matrix(u, &w->embedding, &u->weights.embedding, piece);
@@ -69,7 +69,6 @@ FL_LOCAL size_t fl_upload_host_bytes(const fl_weights *w) {
 
 FL_LOCAL folollm_status fl_upload_open(fl_memory *m, fl_upload *u, const fl_weights *w, uint32_t ordinal,
                                        folollm_error *error) {
-    void *piece = NULL;
     FL_TRY(fl_cuda_open(m, &u->cuda, ordinal, error));
     FL_TRY(fl_cuda_arena_open(&u->cuda, &u->arena, "the weights", error));
     u->layers_bytes = w->config.n_layers * sizeof *u->weights.layers;
@@ -80,8 +79,8 @@ FL_LOCAL folollm_status fl_upload_open(fl_memory *m, fl_upload *u, const fl_weig
     }
     fl_arena room = {.at = FL_CUDA_PIECE};
     FL_TRY(fl_cuda_arena_open(&u->cuda, &room, "a piece of weights", error));
-    piece = room.base;
-    fl_upload_walk(u, w, piece);
+    fl_upload_walk(u, w, room.base);
+    fl_cuda_wait(&u->cuda);
     folollm_status status = fl_cuda_status(&u->cuda, error);
     fl_cuda_arena_close(&u->cuda, &room);
     return status;

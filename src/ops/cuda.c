@@ -76,8 +76,11 @@ FL_LOCAL void fl_cuda_close(fl_memory *m, fl_cuda *c) {
     memset(c, 0, sizeof *c);
 }
 
-FL_LOCAL folollm_status fl_cuda_status(fl_cuda *c, folollm_error *error) {
+FL_LOCAL void fl_cuda_wait(fl_cuda *c) {
     FL_CUDA_DO(c, wait(c->device));
+}
+
+FL_LOCAL folollm_status fl_cuda_status(fl_cuda *c, folollm_error *error) {
     int code = c->error;
     if (code == 0) {
         return FOLOLLM_OK;
@@ -94,12 +97,12 @@ FL_LOCAL void fl_cuda_upload(fl_cuda *c, void *to, const void *from, size_t n_by
 
 FL_LOCAL void fl_cuda_read(fl_cuda *c, void *to, const void *from, size_t n_bytes) {
     FL_CUDA_DO(c, download(c->device, to, from, n_bytes));
-    FL_CUDA_DO(c, wait(c->device));
+    fl_cuda_wait(c);
 }
 
 FL_LOCAL void fl_cuda_write(fl_cuda *c, void *to, const void *from, size_t n_bytes) {
     fl_cuda_upload(c, to, from, n_bytes);
-    FL_CUDA_DO(c, wait(c->device));
+    fl_cuda_wait(c);
 }
 
 FL_LOCAL void fl_cuda_copy(fl_cuda *c, void *to, const void *from, size_t pitch, size_t width, size_t height) {
@@ -149,7 +152,7 @@ FL_LOCAL void fl_cuda_upload_part(fl_cuda *c, const fl_part *part, size_t n_cols
         n = fl_min(part->n_rows - row, most);
         fl_device_pack pack = {(int)part->type, piece,
                                (uint8_t *)to + fl_cuda_matrix_bytes(part->type, row, n_cols), n, (uint32_t)n_cols};
-        FL_CUDA_DO(c, upload(c->device, piece, (const uint8_t *)part->data + row * row_bytes, n * row_bytes));
+        fl_cuda_upload(c, piece, (const uint8_t *)part->data + row * row_bytes, n * row_bytes);
         FL_CUDA_DO(c, pack(c->device, &pack));
     }
 }
@@ -361,8 +364,8 @@ static bool fl_cuda_begin(fl_backend *backend, const fl_batch *batch) {
     b->shape = shape;
     b->n_wanted = batch->n_wanted;
     size_t first = (size_t)((uint8_t *)shape.counts - b->staged);
-    FL_CUDA_DO(c, upload(c->device, b->staged, b->staging, batch->n_rows * b->o.limits.head_dim * sizeof(float)));
-    FL_CUDA_DO(c, upload(c->device, b->staged + first, b->staging + first, bytes - first));
+    fl_cuda_upload(c, b->staged, b->staging, batch->n_rows * b->o.limits.head_dim * sizeof(float));
+    fl_cuda_upload(c, b->staged + first, b->staging + first, bytes - first);
     if (step < b->n_steps) {
         FL_CUDA_DO(c, replay(c->device, step));
     }
@@ -375,12 +378,11 @@ static void fl_cuda_end(fl_backend *backend, float *logits) {
     if (b->n_wanted > 0) {
         FL_CUDA_DO(c, download(c->device, logits, b->logits, b->n_wanted * b->o.vocab * sizeof *logits));
     }
-    FL_CUDA_DO(c, wait(c->device));
+    fl_cuda_wait(c);
 }
 
-static void fl_cuda_wait(fl_backend *backend) {
-    fl_cuda *c = fl_cuda_of(backend)->cuda;
-    FL_CUDA_DO(c, wait(c->device));
+static void fl_cuda_wait_for_ops(fl_backend *backend) {
+    fl_cuda_wait(fl_cuda_of(backend)->cuda);
 }
 
 /* ---- Products -- */
@@ -623,8 +625,8 @@ FL_LOCAL void fl_cuda_record_end(fl_cuda_backend *b) {
 }
 
 static const fl_ops fl_cuda_ops = {
-    fl_cuda_begin,      fl_cuda_end,    fl_cuda_wait,        fl_cuda_embed,        fl_cuda_norm_qkv,
-    fl_cuda_rope_store, fl_cuda_attend, fl_cuda_project_add, fl_cuda_norm_gate_up, fl_cuda_norm_head,
+    fl_cuda_begin,      fl_cuda_end,    fl_cuda_wait_for_ops, fl_cuda_embed,        fl_cuda_norm_qkv,
+    fl_cuda_rope_store, fl_cuda_attend, fl_cuda_project_add,  fl_cuda_norm_gate_up, fl_cuda_norm_head,
     NULL,
 };
 

@@ -28,7 +28,10 @@ FL_LOCAL void fl_cuda_close(fl_memory *m, fl_cuda *c);
 FL_LOCAL size_t fl_cuda_host_bytes(void);
 FL_LOCAL folollm_status fl_no_cuda(folollm_error *error);
 
-/* Wait, and say what failed since the last time; it can be tried again unless the device is lost. */
+/* Return when what was started has been done. What fails is kept for fl_cuda_status. */
+FL_LOCAL void fl_cuda_wait(fl_cuda *c);
+
+/* What failed since the last time, as far as it was waited for; it can be tried again unless the device is lost. */
 FL_LOCAL folollm_status fl_cuda_status(fl_cuda *c, folollm_error *error);
 
 /* To the device, before what is started next; between the host and the device, which has done it when they return; and
