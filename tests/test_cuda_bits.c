@@ -66,14 +66,7 @@ static void random_row(fl_dtype type, size_t n_cols, uint8_t *row) {
             memcpy(row + 2 * i, &bits, sizeof bits);
         }
     } else if (type == FL_Q4_ZERO) {
-        for (size_t u = 0; u < fl_units(n_cols); u++, row += 19) {
-            uint16_t scale = fl_f16_of_float(0.03f * random_float());
-            memcpy(row, &scale, sizeof scale);
-            row[2] = (uint8_t)random_below(16);
-            for (size_t i = 3; i < 19; i++) {
-                row[i] = (uint8_t)random_below(256);
-            }
-        }
+        random_zero_row(n_cols, false, row);
     } else {
         fl_quantise_row(type, x, n_cols, row);
     }
@@ -360,7 +353,8 @@ static const layer_case layers[] = {
      true, true},
     {"q4_k, q5_k, q6_k", 256, 2, 2, 128, 512, 64, {FL_Q4_K, FL_Q5_K, FL_Q6_K, FL_Q6_K}, FOLOLLM_KV_Q8, 0, true, false,
      false},
-    {"bf16, q8, f32", 160, 4, 2, 32, 96, 64, {FL_BF16, FL_Q8_0, FL_Q8_0, FL_F32}, FOLOLLM_KV_F16, 0, false, false, false},
+    {"bf16, q8, f32", 160, 4, 2, 32, 96, 64, {FL_BF16, FL_Q8_0, FL_Q8_0, FL_F32}, FOLOLLM_KV_F16, 0, false, false,
+     false},
     {"f16, q8 in orders", 96, 4, 2, 32, 96, 64, {FL_F16, FL_Q8_0, FL_Q4_ZERO, FL_BF16}, FOLOLLM_KV_F16, 0, true, false,
      true},
     {"q4_k", 512, 2, 1, 256, 256, 64, {FL_Q4_K, FL_Q4_K, FL_Q4_K, FL_Q4_K}, FOLOLLM_KV_F16, 70, false, false, false},
@@ -569,7 +563,7 @@ static void test_moves(void) {
         for (int i = 0; i < 2; i++) {
             demand(folollm_seq_open(engines[i], NULL, &seqs[i], &error));
             demand(folollm_prefill(engines[i], seqs[i], ids, 37, NULL, &error));
-            demand(folollm_seq_fork(engines[i], seqs[i], NULL, &forks[i], &error)); /* shares the last page, then copies */
+            demand(folollm_seq_fork(engines[i], seqs[i], NULL, &forks[i], &error)); /* their last page is one, then two */
             demand(folollm_decode_step(engines[i], &forks[i], &ids[50], 1, &error));
             demand(folollm_decode_step(engines[i], &seqs[i], &ids[37], 1, &error));
             save(engines[i], seqs[i], &bytes[i], &n[i]);
@@ -620,54 +614,58 @@ static void test_share(void) {
     CHECK(folollm_load(BASE, &o, &none, &error) == FOLOLLM_E_UNSUPPORTED && none == NULL);
 }
 
-/* Sequences with different adapters, and one with none, in the same steps. */
+#define ADAPTED 3 /* sequences: with different adapters, and one with none */
+#define ADAPTED_STEPS 4
+
+/* Their logits (ADAPTED_STEPS, ADAPTED, vocab) in the same steps. */
+static float *write_adapted(folollm_options o, size_t *vocab) {
+    static const char *const names[ADAPTED] = {ADAPTERS "all", ADAPTERS "other", NULL};
+    folollm *f = NULL;
+    folollm_info info;
+    folollm_token ids[30], next[ADAPTED];
+    folollm_seq seqs[ADAPTED];
+    folollm_adapter adapters[ADAPTED] = {0};
+    demand(folollm_load(BASE, &o, &f, &error));
+    folollm_get_info(f, &info);
+    prompt_of(ids, 30, info.vocab);
+    size_t n = *vocab = info.vocab;
+    float *logits = malloc(ADAPTED_STEPS * ADAPTED * n * sizeof *logits);
+    for (uint32_t s = 0; s < ADAPTED; s++) {
+        if (names[s] != NULL) {
+            demand(folollm_adapter_load(f, names[s], 1, &adapters[s], &error));
+        }
+        demand(folollm_seq_open(f, NULL, &seqs[s], &error));
+        demand(folollm_seq_set_adapter(f, seqs[s], adapters[s], &error));
+        demand(folollm_prefill(f, seqs[s], ids, 11 + s, NULL, &error));
+    }
+    for (uint32_t i = 0; i < ADAPTED_STEPS * ADAPTED; i++) {
+        uint32_t step = i / ADAPTED, s = i % ADAPTED;
+        const float *row = NULL;
+        if (s == 0) {
+            next[0] = next[1] = next[2] = ids[20 + step];
+            demand(folollm_decode_step(f, seqs, next, ADAPTED, &error));
+        }
+        demand(folollm_logits(f, seqs[s], &row, &error));
+        memcpy(logits + i * n, row, n * sizeof *row);
+    }
+    CHECK(memcmp(logits, logits + n, n * sizeof *logits) != 0);
+    demand(folollm_seq_close(f, seqs[0], &error));
+    demand(folollm_adapter_free(f, adapters[0], &error));
+    folollm_free(f);
+    return logits;
+}
+
 static void test_adapters(void) {
-    static const char *const names[] = {ADAPTERS "all", ADAPTERS "other"};
     static const folollm_weights weights[] = {FOLOLLM_WEIGHTS_AS_STORED, FOLOLLM_WEIGHTS_Q8, FOLOLLM_WEIGHTS_Q4};
     for (size_t i = 0; i < FL_COUNT(weights); i++) {
-        float *logits[2] = {NULL, NULL};
-        size_t n = 0;
-        for (uint32_t on_device = 0; on_device < 2; on_device++) {
-            folollm_options o = {.weights = weights[i], .context = 48, .pool_tokens = 400, .device = on_device};
-            o.chunk = 9;
-            o.n_threads = 1;
-            folollm *f = NULL;
-            folollm_info info;
-            folollm_token ids[30], next[3];
-            folollm_seq seqs[3];
-            folollm_adapter adapters[3] = {0};
-            demand(folollm_load(BASE, &o, &f, &error));
-            folollm_get_info(f, &info);
-            prompt_of(ids, 30, info.vocab);
-            n = info.vocab;
-            logits[on_device] = malloc(3 * 4 * n * sizeof(float));
-            for (uint32_t s = 0; s < 3; s++) {
-                if (s < 2) {
-                    demand(folollm_adapter_load(f, names[s], 1, &adapters[s], &error));
-                }
-                demand(folollm_seq_open(f, NULL, &seqs[s], &error));
-                demand(folollm_seq_set_adapter(f, seqs[s], adapters[s], &error));
-                demand(folollm_prefill(f, seqs[s], ids, 11 + s, NULL, &error));
-            }
-            for (uint32_t step = 0; step < 4; step++) {
-                for (uint32_t s = 0; s < 3; s++) {
-                    next[s] = ids[20 + step];
-                }
-                demand(folollm_decode_step(f, seqs, next, 3, &error));
-                for (uint32_t s = 0; s < 3; s++) {
-                    const float *row = NULL;
-                    demand(folollm_logits(f, seqs[s], &row, &error));
-                    memcpy(logits[on_device] + (3 * step + s) * n, row, n * sizeof *row);
-                }
-            }
-            CHECK(memcmp(logits[on_device], logits[on_device] + n, n * sizeof(float)) != 0);
-            demand(folollm_seq_close(f, seqs[0], &error));
-            demand(folollm_adapter_free(f, adapters[0], &error));
-            folollm_free(f);
-        }
-        CHECK(memcmp(logits[0], logits[1], 12 * n * sizeof(float)) == 0);
-        free(logits[0]);
-        free(logits[1]);
+        folollm_options o = {.weights = weights[i], .context = 48, .pool_tokens = 400, .chunk = 9, .n_threads = 1};
+        size_t vocab;
+        float *on_cpu = write_adapted(o, &vocab);
+        o.device = 1;
+        float *on_cuda = write_adapted(o, &vocab);
+        CHECK(memcmp(on_cpu, on_cuda, ADAPTED_STEPS * ADAPTED * vocab * sizeof *on_cpu) == 0);
+        free(on_cpu);
+        free(on_cuda);
     }
 }
 

@@ -47,18 +47,6 @@ static void decode_row(fl_dtype type, const uint8_t *row, size_t n_cols, float *
     memcpy(y, all, n_cols * sizeof *y);
 }
 
-/* Random bits; with `wild` zero points that no file has, too. */
-static void make_zero_row(size_t n_cols, bool wild, uint8_t *row) {
-    for (size_t u = 0; u < fl_units(n_cols); u++, row += 19) {
-        uint16_t scale = fl_f16_of_float(wild ? random_float() : 0.1f + (float)random_below(100) / 100);
-        memcpy(row, &scale, sizeof scale);
-        row[2] = (uint8_t)random_below(wild ? 128 : 17);
-        for (size_t i = 3; i < 19; i++) {
-            row[i] = (uint8_t)random_below(256);
-        }
-    }
-}
-
 /* Random numbers, or with `wild` random bytes under scales that are finite: every bit pattern of a block. */
 static matrix make_matrix(fl_dtype type, size_t n_rows, size_t n_cols, bool wild) {
     matrix w = {.m = {.n_rows = n_rows, .n_cols = n_cols, .n_parts = 1}};
@@ -75,7 +63,7 @@ static matrix make_matrix(fl_dtype type, size_t n_rows, size_t n_cols, bool wild
                 x[i] = random_float() * (random_below(50) == 0 ? 5 : 1);
             }
             if (type == FL_Q4_ZERO) {
-                make_zero_row(n_cols, wild, row);
+                random_zero_row(n_cols, wild, row);
                 decode_row(type, row, n_cols, w.plain + (first + r) * n_cols);
                 continue;
             }

@@ -1470,15 +1470,21 @@ extern "C" cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned fla
     return call.give();
 }
 
+/* A handle that is one of `all`, of which `live` are left; unknown: what the real one says then. */
+template <class T>
+static cudaError_t destroy(Call &call, std::set<T *> &all, T *handle, uint64_t &live, cudaError_t unknown) {
+    if (all.erase(handle) == 0) {
+        call.r->counts.bad_frees++;
+        return call.give(unknown);
+    }
+    live--;
+    delete handle;
+    return call.give();
+}
+
 extern "C" cudaError_t cudaEventDestroy(cudaEvent_t event) {
     Call call(SHIM_cudaEventDestroy);
-    if (call.r->events.erase(event) == 0) {
-        call.r->counts.bad_frees++;
-        return call.give(cudaErrorInvalidResourceHandle);
-    }
-    call.r->counts.live_events--;
-    delete event;
-    return call.give();
+    return destroy(call, call.r->events, event, call.r->counts.live_events, cudaErrorInvalidResourceHandle);
 }
 
 extern "C" cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
@@ -1782,24 +1788,12 @@ extern "C" cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream
 
 extern "C" cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
     Call call(SHIM_cudaGraphDestroy);
-    if (call.r->graphs.erase(graph) == 0) {
-        call.r->counts.bad_frees++;
-        return call.give(cudaErrorInvalidValue);
-    }
-    call.r->counts.live_graphs--;
-    delete graph;
-    return call.give();
+    return destroy(call, call.r->graphs, graph, call.r->counts.live_graphs, cudaErrorInvalidValue);
 }
 
 extern "C" cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
     Call call(SHIM_cudaGraphExecDestroy);
-    if (call.r->execs.erase(exec) == 0) {
-        call.r->counts.bad_frees++;
-        return call.give(cudaErrorInvalidValue);
-    }
-    call.r->counts.live_execs--;
-    delete exec;
-    return call.give();
+    return destroy(call, call.r->execs, exec, call.r->counts.live_execs, cudaErrorInvalidValue);
 }
 
 /* ---- Launches -------------------------------------------------------------------------------- */
