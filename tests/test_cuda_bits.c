@@ -563,7 +563,7 @@ static void test_moves(void) {
         for (int i = 0; i < 2; i++) {
             demand(folollm_seq_open(engines[i], NULL, &seqs[i], &error));
             demand(folollm_prefill(engines[i], seqs[i], ids, 37, NULL, &error));
-            demand(folollm_seq_fork(engines[i], seqs[i], NULL, &forks[i], &error)); /* their last page is one, then two */
+            demand(folollm_seq_fork(engines[i], seqs[i], NULL, &forks[i], &error)); /* one last page, then two */
             demand(folollm_decode_step(engines[i], &forks[i], &ids[50], 1, &error));
             demand(folollm_decode_step(engines[i], &seqs[i], &ids[37], 1, &error));
             save(engines[i], seqs[i], &bytes[i], &n[i]);
