@@ -15,10 +15,12 @@
 #elif defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
+#define FL_LINUX_I8MM (1u << 13) /* HWCAP2_I8MM, which older headers do not name */
 #elif defined(__aarch64__) && defined(__APPLE__)
 #include <sys/sysctl.h>
 #elif defined(__aarch64__) && defined(_WIN32)
 #define FL_WINDOWS_DOTPROD 43 /* PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE, which older headers do not name */
+#define FL_WINDOWS_I8MM 66    /* PF_ARM_V82_I8MM_INSTRUCTIONS_AVAILABLE */
 #endif
 
 /* ---- The system's files -- */
@@ -290,7 +292,7 @@ FL_LOCAL folollm_status fl_file_slurp(fl_memory *m, const char *directory, const
 /* ---- Processor -- */
 
 FL_LOCAL fl_cpu fl_cpu_features(void) {
-    fl_cpu cpu = {false, false, false, false, false, false};
+    fl_cpu cpu = {false, false, false, false, false, false, false};
 #if defined(__x86_64__) || defined(__i386__)
     unsigned a, b, c, d;
     cpu.prefetch = __get_cpuid(0, &a, &b, &c, &d) && b == signature_INTEL_ebx;
@@ -310,12 +312,15 @@ FL_LOCAL fl_cpu fl_cpu_features(void) {
     cpu.avxvnni = cpu.avx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4) != 0;
 #elif defined(__aarch64__) && defined(__linux__)
     cpu.dotprod = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+    cpu.i8mm = cpu.dotprod && (getauxval(AT_HWCAP2) & FL_LINUX_I8MM) != 0;
 #elif defined(__aarch64__) && defined(__APPLE__)
     int there = 0;
     size_t n_bytes = sizeof there;
     cpu.dotprod = sysctlbyname("hw.optional.arm.FEAT_DotProd", &there, &n_bytes, NULL, 0) == 0 && there != 0;
+    cpu.i8mm = cpu.dotprod && sysctlbyname("hw.optional.arm.FEAT_I8MM", &there, &n_bytes, NULL, 0) == 0 && there != 0;
 #elif defined(__aarch64__) && defined(_WIN32)
     cpu.dotprod = IsProcessorFeaturePresent(FL_WINDOWS_DOTPROD) != 0;
+    cpu.i8mm = cpu.dotprod && IsProcessorFeaturePresent(FL_WINDOWS_I8MM) != 0;
 #endif
     return cpu;
 }

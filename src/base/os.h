@@ -65,6 +65,7 @@ typedef struct fl_cpu {
     bool avx512; /* F, BW, DQ, VL beside all of that */
     bool vnni;   /* AVX-512 VNNI beside all of that */
     bool dotprod; /* of 64-bit ARM: SDOT */
+    bool i8mm;    /* USMMLA beside that */
     bool prefetch; /* one stream through memory is read faster when told ahead of it: Intel's; AMD's is slower then */
 } fl_cpu;
 
