@@ -90,6 +90,11 @@ FL_LOCAL void fl_file_forget(const fl_file *f, uint64_t offset, uint64_t n_bytes
     (void)n_bytes;
 }
 
+FL_LOCAL void fl_want_huge_pages(void *p, size_t n_bytes) {
+    (void)p;
+    (void)n_bytes;
+}
+
 FL_LOCAL uint32_t fl_n_cores(void) {
     SYSTEM_INFO info;
     GetSystemInfo(&info);
@@ -155,6 +160,18 @@ FL_LOCAL void fl_file_forget(const fl_file *f, uint64_t offset, uint64_t n_bytes
     if (f->os_mapped && n_bytes > skip + page) {
         madvise((void *)(uintptr_t)(f->map + offset + skip), (size_t)(n_bytes - skip) / page * page, MADV_DONTNEED);
     }
+}
+
+FL_LOCAL void fl_want_huge_pages(void *p, size_t n_bytes) {
+#if defined(MADV_HUGEPAGE)
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), skip = (size_t)(0 - (uintptr_t)p) % page;
+    if (n_bytes > skip + page) {
+        madvise((uint8_t *)p + skip, (n_bytes - skip) / page * page, MADV_HUGEPAGE);
+    }
+#else
+    (void)p;
+    (void)n_bytes;
+#endif
 }
 
 FL_LOCAL uint32_t fl_n_cores(void) {

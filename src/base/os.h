@@ -35,8 +35,10 @@ FL_LOCAL void fl_file_close(fl_file *f);
 FL_LOCAL folollm_status fl_file_slurp(fl_memory *m, const char *directory, const char *name, size_t max_bytes,
                                       bool *found, fl_str *text, folollm_error *error);
 
-/* ---- Threads -- */
+/* ---- Memory and threads -- */
 
+/* This memory is used for long, and from end to end: pages of 2 MiB would do, if the system gives them to who asks. */
+FL_LOCAL void fl_want_huge_pages(void *p, size_t n_bytes);
 
 FL_LOCAL uint32_t fl_n_cores(void);
 
