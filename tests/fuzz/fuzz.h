@@ -76,7 +76,7 @@ static void fuzz_check(bool ok, const char *what, int line) {
  *
  *     [ size | block | size | freed | size | block | ... ]
  *
- * That takes half the time of malloc under the sanitizer. What has no room there comes from malloc. */
+ * That is faster than the sanitizer's malloc. What has no room there comes from malloc. */
 
 /* The size in front of a block, where nothing else may look. */
 __attribute__((no_sanitize("address"))) static void fuzz_note_size(uint8_t *block, size_t n) {
