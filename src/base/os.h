@@ -37,7 +37,7 @@ FL_LOCAL folollm_status fl_file_slurp(fl_memory *m, const char *directory, const
 
 /* ---- Memory and threads -- */
 
-/* This memory is used for long, and from end to end: pages of 2 MiB would do, if the system gives them to who asks. */
+/* This memory is used for long, and from end to end: the system may lay it on huge pages, when it has the time. */
 FL_LOCAL void fl_want_huge_pages(void *p, size_t n_bytes);
 
 FL_LOCAL uint32_t fl_n_cores(void);
