@@ -169,6 +169,61 @@ __device__ __forceinline__ float fl_norm_scale(const float *x, uint32_t n, float
     return __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(sum, (float)n), epsilon)));
 }
 
+/* ---- Tensor cores, and copies to shared memory that nobody waits for -- */
+
+#ifndef FL_TENSOR_CORES /* a host that runs kernels has its own */
+
+/* sums (16, 8) += a (16, 4 * QUADS) b (4 * QUADS, 8), exact, a warp together; QUADS is 4 or 8. With g = lane / 4 and
+ * t = lane % 4, a lane holds of a the quads t, 4 + t of rows g and g + 8, of b those of column g, and of the sums columns
+ * 2t and 2t + 1 of both rows. */
+template <int QUADS>
+__device__ __forceinline__ void fl_mma(int sums[4], const uint32_t a[QUADS / 2], const uint32_t b[QUADS / 4]) {
+#if __CUDA_ARCH__ >= 800
+    if (QUADS == 8) {
+        asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                     "{%0, %1, %2, %3};"
+                     : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[QUADS / 4]), "r"(a[QUADS / 4 + 1]), "r"(b[0]), "r"(b[QUADS / 8]));
+    } else {
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+                     "{%0, %1, %2, %3};"
+                     : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(b[0]));
+    }
+#else
+#pragma unroll
+    for (int i = 0; i < QUADS / 2; i++) { /* eight rows and four quads at a time */
+        asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
+                     : "+r"(sums[i % 2 * 2]), "+r"(sums[i % 2 * 2 + 1])
+                     : "r"(a[i]), "r"(b[i / 2]));
+    }
+#endif
+}
+
+/* BYTES, 4 or 16, to shared memory; there after fl_copied, for this thread. */
+template <int BYTES>
+__device__ __forceinline__ void fl_copy(void *to, const void *from) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from),
+                 "n"(BYTES)
+                 : "memory");
+#else
+    if (BYTES == 16) {
+        *(uint4 *)to = *(const uint4 *)from;
+    } else {
+        *(uint32_t *)to = *(const uint32_t *)from;
+    }
+#endif
+}
+
+__device__ __forceinline__ void fl_copied() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+#endif
+
 } /* namespace */
 
 #endif

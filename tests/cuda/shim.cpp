@@ -212,7 +212,9 @@ static Warp warps[32];
 static Thread *ready[1024]; /* a ring of those that can run */
 static unsigned ready_at, n_ready, n_threads, n_returned, n_at_barrier, n_barriers;
 static int barrier_line;
-static uint64_t order, random_state, n_threads_run;
+static uint64_t order, random_state, n_threads_run, n_products;
+static shim_fragments fragments[1024];
+static shim_copies copies[1024];
 
 static const char *const warp_names[] = {"__syncwarp", "a vote", "__shfl_sync", "__shfl_up_sync", "__shfl_down_sync",
                                          "__shfl_xor_sync"};
@@ -403,6 +405,7 @@ static void run_block(void) {
         Thread *t = &threads[i];
         t->fiber = nullptr;
         t->number = i;
+        copies[i].n = 0;
         t->index = uint3{i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
         warps[i / 32].exist |= 1u << i % 32;
     }
@@ -584,6 +587,21 @@ unsigned shim_active_mask(void) {
     check_in_kernel("__activemask");
     const Warp *w = &warps[now->number / 32];
     return w->exist & ~w->returned;
+}
+
+shim_fragments *shim_warp_fragments(void) {
+    check_in_kernel("a product of a warp");
+    n_products += now->number % 32 == 0;
+    return &fragments[now->number / 32 * 32];
+}
+
+shim_copies *shim_thread_copies(void) {
+    check_in_kernel("a copy to shared memory");
+    shim_copies *of_thread = &copies[now->number];
+    if (of_thread->n == sizeof of_thread->copies / sizeof of_thread->copies[0]) {
+        fault("too many copies to shared memory that nobody waited for");
+    }
+    return of_thread;
 }
 
 void shim_fence(void) {
@@ -1864,6 +1882,7 @@ extern "C" shim_counts shim_get_counts(void) {
     Runtime *r = runtime();
     std::lock_guard<std::mutex> held(r->lock);
     r->counts.threads = n_threads_run;
+    r->counts.products = n_products;
     return r->counts;
 }
 
@@ -1872,7 +1891,7 @@ extern "C" void shim_clear_counts(void) {
     std::lock_guard<std::mutex> held(r->lock);
     shim_counts live = r->counts;
     memset(&r->counts, 0, sizeof r->counts);
-    n_threads_run = 0;
+    n_threads_run = n_products = 0;
     r->counts.live_bytes = r->counts.peak_bytes = live.live_bytes;
     r->counts.live_allocations = live.live_allocations;
     r->counts.live_host_bytes = live.live_host_bytes;
@@ -1906,7 +1925,7 @@ extern "C" void shim_reset(void) {
     delete_all(&r->graphs);
     delete_all(&r->execs);
     set_defaults(r);
-    n_threads_run = 0;
+    n_threads_run = n_products = 0;
     last_error = cudaSuccess;
     current_device = 0;
 }
