@@ -355,6 +355,116 @@ static void test_atomics(void) {
     CHECK(sum.read()[0] == 105);
 }
 
+/* ---- Tensor cores, copies to shared memory ----------------------------------------------------- */
+
+/* a (16, k), b (k, 8), sums (16, 8) of each warp; a lane takes its elements as the PTX manual numbers them. */
+template <int QUADS> __global__ static void multiply(const signed char *a, const signed char *b, int *c) {
+    const int k = 4 * QUADS, warp = (int)(blockIdx.x * blockDim.x + threadIdx.x) / 32;
+    const int group = (int)threadIdx.x % 32 / 4, in_group = (int)threadIdx.x % 4;
+    signed char of_a[2 * QUADS], of_b[QUADS];
+    uint32_t words_of_a[QUADS / 2], words_of_b[QUADS / 4];
+    int sums[4];
+    for (int i = 0; i < 2 * QUADS; i++) {
+        int row = i < 4 || (8 <= i && i < 12) ? group : group + 8;
+        of_a[i] = a[(warp * 16 + row) * k + in_group * 4 + (i & 3) + (i >= 8 ? 16 : 0)];
+    }
+    for (int i = 0; i < QUADS; i++) {
+        int row = in_group * 4 + (i & 3) + (i >= 4 ? 16 : 0);
+        of_b[i] = b[(warp * k + row) * 8 + group];
+    }
+    memcpy(words_of_a, of_a, sizeof of_a);
+    memcpy(words_of_b, of_b, sizeof of_b);
+    for (int i = 0; i < 4; i++) {
+        sums[i] = c[(warp * 16 + group + i / 2 * 8) * 8 + in_group * 2 + i % 2];
+    }
+    for (int times = 0; times < 3; times++) {
+        fl_mma<QUADS>(sums, words_of_a, words_of_b);
+    }
+    for (int i = 0; i < 4; i++) {
+        c[(warp * 16 + group + i / 2 * 8) * 8 + in_group * 2 + i % 2] = sums[i];
+    }
+}
+
+template <int QUADS> static void check_products(uint64_t order) {
+    const unsigned warps = 6, k = 4 * QUADS;
+    Array<signed char> a(warps * 16 * k), b(warps * k * 8);
+    Array<int> c(warps * 16 * 8);
+    std::vector<signed char> host_a(a.n), host_b(b.n);
+    std::vector<int> expected(c.n);
+    uint64_t state = 77 + order;
+    auto next = [&state] { return (int)((state = state * 6364136223846793005u + 1442695040888963407u) >> 40); };
+    for (size_t i = 0; i < a.n; i++) {
+        host_a[i] = (signed char)(i < 16 * k ? -128 : next());
+    }
+    for (size_t i = 0; i < b.n; i++) {
+        host_b[i] = (signed char)(i < 8 * k ? -128 : next());
+    }
+    for (int &sum : expected) {
+        sum = next();
+    }
+    OK(cudaMemcpy(a.p, host_a.data(), a.n, cudaMemcpyHostToDevice));
+    OK(cudaMemcpy(b.p, host_b.data(), b.n, cudaMemcpyHostToDevice));
+    OK(cudaMemcpy(c.p, expected.data(), c.n * sizeof(int), cudaMemcpyHostToDevice));
+    for (size_t i = 0; i < c.n; i++) {
+        for (size_t j = 0; j < k; j++) {
+            expected[i] += 3 * host_a[i / 8 * k + j] * host_b[(i / 128 * k + j) * 8 + i % 8];
+        }
+    }
+    uint64_t before = shim_get_counts().products;
+    OK(launch(nullptr, warps / 2, 64, 0, multiply<QUADS>, (const signed char *)a.p, (const signed char *)b.p, c.p));
+    CHECK(c.read() == expected && shim_get_counts().products == before + 3 * warps);
+}
+
+static void test_products(void) {
+    for (uint64_t order = 0; order < 4; order++) {
+        shim_set_order(order);
+        check_products<4>(order);
+        check_products<8>(order);
+    }
+    shim_set_order(0);
+}
+
+__global__ static void copy_and_wait(const uint32_t *in, uint32_t *out) {
+    __shared__ uint4 whole[64];
+    __shared__ uint32_t words[64];
+    unsigned i = threadIdx.x;
+    fl_copy<16>(&whole[i], in + 4 * i);
+    fl_copy<4>(&words[i], in + i);
+    out[i] = whole[i].w & words[i]; /* what is read too early is no number of the input */
+    fl_copied();
+    __syncthreads();
+    out[64 + i] = whole[63 - i].w;
+    out[128 + i] = words[63 - i];
+}
+
+__global__ static void never_waits(const uint32_t *in) {
+    __shared__ uint32_t words[65];
+    for (unsigned i = 0; i < 65; i++) {
+        fl_copy<4>(&words[i], in + i);
+    }
+}
+
+static void test_shared_copies(void) {
+    std::vector<uint32_t> host(256);
+    Array<uint32_t> in(host.size()), out(192);
+    for (unsigned i = 0; i < host.size(); i++) {
+        host[i] = i * 7;
+    }
+    OK(cudaMemcpy(in.p, host.data(), host.size() * sizeof(uint32_t), cudaMemcpyHostToDevice));
+    OK(launch(nullptr, 1, 64, 0, copy_and_wait, (const uint32_t *)in.p, out.p));
+    std::vector<uint32_t> got = out.read();
+    unsigned wrong = 0;
+    for (unsigned i = 0; i < 64; i++) {
+        wrong += got[i] != ALL || got[64 + i] != host[4 * (63 - i) + 3] || got[128 + i] != host[63 - i];
+    }
+    CHECK(wrong == 0);
+    Ending e = in_child([&] {
+        launch(nullptr, 1, 1, 0, never_waits, (const uint32_t *)in.p);
+        cudaDeviceSynchronize();
+    });
+    CHECK(e.aborts_saying("too many copies to shared memory that nobody waited for"));
+}
+
 /* ---- The order of threads shows ---------------------------------------------------------------- */
 
 __global__ static void last_thread(unsigned *out) {
@@ -1241,6 +1351,8 @@ int main(void) {
     test_shapes();
     test_dynamic_shared();
     test_atomics();
+    test_products();
+    test_shared_copies();
     if (!TSAN) {
         test_order();
         test_kernel_faults();

@@ -169,7 +169,7 @@ struct shim_copies { /* of a thread, that it has not waited for */
     unsigned n;
 };
 
-shim_fragments *shim_warp_fragments(void); /* of the warp that runs; counts its products */
+shim_fragments *shim_warp_fragments(void); /* of the warp's next product, which counts */
 shim_copies *shim_thread_copies(void);     /* has room for one more */
 
 /* mma.m16n8k16 and mma.m16n8k32 of signed bytes: every lane shows what it holds, then takes the quads it needs. */
@@ -190,7 +190,6 @@ template <int QUADS> static inline void fl_mma(int sums[4], const uint32_t *a, c
             }
         }
     }
-    __syncwarp();
 }
 
 /* The place holds 0xFF until the thread has waited. */

@@ -213,7 +213,8 @@ static Thread *ready[1024]; /* a ring of those that can run */
 static unsigned ready_at, n_ready, n_threads, n_returned, n_at_barrier, n_barriers;
 static int barrier_line;
 static uint64_t order, random_state, n_threads_run, n_products;
-static shim_fragments fragments[1024];
+static shim_fragments fragments[2][1024]; /* taken in turns, so that one wait of the warp parts two products */
+static unsigned char fragment_turns[1024];
 static shim_copies copies[1024];
 
 static const char *const warp_names[] = {"__syncwarp", "a vote", "__shfl_sync", "__shfl_up_sync", "__shfl_down_sync",
@@ -405,7 +406,7 @@ static void run_block(void) {
         Thread *t = &threads[i];
         t->fiber = nullptr;
         t->number = i;
-        copies[i].n = 0;
+        copies[i].n = fragment_turns[i] = 0;
         t->index = uint3{i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
         warps[i / 32].exist |= 1u << i % 32;
     }
@@ -592,7 +593,7 @@ unsigned shim_active_mask(void) {
 shim_fragments *shim_warp_fragments(void) {
     check_in_kernel("a product of a warp");
     n_products += now->number % 32 == 0;
-    return &fragments[now->number / 32 * 32];
+    return &fragments[fragment_turns[now->number]++ % 2][now->number / 32 * 32];
 }
 
 shim_copies *shim_thread_copies(void) {
