@@ -283,6 +283,13 @@ struct fl_stage {
     float x_minus[mins_units][FL_TILE + FL_TILE_PAD], w_mins[mins_units][FL_TILE];
 };
 
+/* Where four quads of a row begin. In every other four rows both halves of a unit have changed places: so eight rows of
+ * one half meet all banks. */
+template <int QUADS>
+__device__ __forceinline__ uint32_t fl_quads_at(uint32_t row, uint32_t half) {
+    return QUADS == 8 ? (half ^ row / 4 % 2) * 4 : 0;
+}
+
 /* Rows [first, first + FL_TILE) of x, the last one again behind n, to a stage. */
 template <int TYPE>
 __device__ __forceinline__ void fl_stage_x(const fl_device_product &a, uint32_t first, uint32_t n, uint32_t unit,
@@ -290,17 +297,17 @@ __device__ __forceinline__ void fl_stage_x(const fl_device_product &a, uint32_t 
     constexpr uint32_t halves = fl_halves(TYPE), per_row = 2 * FL_TILE_UNITS;
     uint32_t n_units = fl_units(a.n_cols);
 #pragma unroll
-    for (uint32_t i = threadIdx.x; i < FL_TILE * per_row; i += FL_TILE_THREADS) { /* sixteen numbers each */
-        uint32_t row = i / per_row, half = i % per_row;
+    for (uint32_t i = 0; i < FL_TILE * per_row / FL_TILE_THREADS; i++) { /* sixteen numbers each */
+        uint32_t row = (threadIdx.x + i * FL_TILE_THREADS) / per_row, half = threadIdx.x % per_row;
         size_t at = (size_t)min(first + row, n - 1) * n_units + unit + half / 2;
         if (unit + half / 2 < n_units) {
-            uint32_t part = halves == 2 ? half : half / 2, quad = halves == 2 ? 0 : half % 2 * 4;
+            uint32_t part = halves == 2 ? half : half / 2, quad = fl_quads_at<8 / halves>(row, half % 2);
             fl_copy<16>(&to.x[part][row][quad], a.integers.q + at * FL_UNIT + half % 2 * FL_LANES);
         }
     }
 #pragma unroll
-    for (uint32_t i = threadIdx.x; i < FL_TILE * FL_TILE_UNITS; i += FL_TILE_THREADS) {
-        uint32_t row = i / FL_TILE_UNITS, u = i % FL_TILE_UNITS;
+    for (uint32_t i = 0; i < FL_TILE * FL_TILE_UNITS / FL_TILE_THREADS; i++) {
+        uint32_t row = (threadIdx.x + i * FL_TILE_THREADS) / FL_TILE_UNITS, u = threadIdx.x % FL_TILE_UNITS;
         size_t at = (size_t)min(first + row, n - 1) * n_units + unit + u;
         if (unit + u < n_units) {
             fl_copy<4>(&to.x_scales[u][row], a.integers.scales + at);
@@ -321,10 +328,12 @@ __device__ __forceinline__ void fl_stage_load(const fl_device_product &a, const 
     uint32_t row = threadIdx.x % FL_TILE, slab = row / FL_LANES, matrix = slab % MATRICES, n_units = fl_units(a.n_cols);
     const fl_device_part &part = a.parts[p.part + matrix];
     slab = min(p.block * (FL_TILE / FL_LANES / MATRICES) + slab / MATRICES, (part.n_rows - 1) / FL_LANES);
+    fl_unit u = fl_unit_of(TYPE, part.data, a.n_cols, slab, unit); /* whose chunk has all of the stage */
 #pragma unroll
     for (uint32_t i = 0; i < FL_TILE_EACH; i++) { /* behind the last unit: that again */
         uint32_t at = min(unit + threadIdx.x / FL_TILE + i * (FL_TILE_THREADS / FL_TILE), n_units - 1);
-        w[i] = fl_unit_load<TYPE>(fl_unit_of(TYPE, part.data, a.n_cols, slab, at), row % FL_LANES);
+        u.unit = at % FL_CHUNK_UNITS;
+        w[i] = fl_unit_load<TYPE>(u, row % FL_LANES);
     }
 }
 
@@ -339,7 +348,7 @@ __device__ __forceinline__ void fl_stage_open(const fl_unit_row<TYPE> w[FL_TILE_
 #pragma unroll
         for (int j = 0; j < 8; j += 4) {
             uint4 four = make_uint4(words[j], words[j + 1], words[j + 2], words[j + 3]);
-            *(uint4 *)&to.w[u * halves + j / quads][row][j % quads] = four;
+            *(uint4 *)&to.w[u * halves + j / quads][row][fl_quads_at<quads>(row, j / 4)] = four;
         }
 #pragma unroll
         for (int h = 0; h < halves; h++) {
@@ -351,20 +360,20 @@ __device__ __forceinline__ void fl_stage_open(const fl_unit_row<TYPE> w[FL_TILE_
     }
 }
 
-/* The quads of a row that are a lane's: which columns they are does not matter where both sides take the same. */
-template <int QUADS>
-__device__ __forceinline__ void fl_lane_quads(const uint32_t row[QUADS], uint32_t t, uint32_t quads[QUADS / 4]) {
-    if (QUADS == 8) {
-        uint2 two = *(const uint2 *)&row[2 * t];
-        quads[0] = two.x;
-        quads[QUADS / 8] = two.y;
-    } else {
-        quads[0] = row[t];
+/* 32 rows of a part as fl_mma takes them: two times sixteen as its a, or four times eight as its b. */
+template <int QUADS, bool AS_A>
+__device__ __forceinline__ void fl_part_load(const uint32_t part[FL_TILE + 1][QUADS], uint32_t first,
+                                             uint32_t quads[QUADS]) {
+    uint32_t lane = threadIdx.x % FL_WARP, tile = lane / 8, half = QUADS == 4 ? 0 : AS_A ? tile / 2 : tile % 2;
+    uint32_t row = first + (QUADS == 4 ? tile : AS_A ? tile % 2 : tile / 2) * 8 + lane % 8;
+#pragma unroll
+    for (int i = 0; i < QUADS; i += 4) {
+        fl_load_tiles(quads + i, &part[row + 4 * i][fl_quads_at<QUADS>(row, half)]);
     }
 }
 
-/* A sum that begins here is, read as a float, itself and 1.5 * 2^23: no sum of a unit comes near 2^22. */
-#define FL_SUM_BEGIN 0x4B400000
+/* A sum that starts here is, read as a float, itself and 1.5 * 2^23: no sum of a unit comes near 2^22. */
+#define FL_SUM_START 0x4B400000
 
 __device__ __forceinline__ float fl_sum_float(int sum) {
     return __fsub_rn(__int_as_float(sum), 12582912.0f);
@@ -378,27 +387,21 @@ __device__ __forceinline__ void fl_tile_unit(const fl_stage<TYPE> &s, uint32_t u
     uint32_t x_row = warp / 2 * 32 + g, w_row = warp % 2 * 32;
 #pragma unroll
     for (int h = 0; h < halves; h++) {
-        uint32_t part = u * halves + h, b[4][quads / 4];
+        uint32_t part = u * halves + h, a[quads], b[quads];
         float2 scales[4];
+        fl_part_load<quads, true>(s.x[part], warp / 2 * 32, a);
+        fl_part_load<quads, false>(s.w[part], w_row, b);
 #pragma unroll
         for (int o = 0; o < 4; o++) {
-            fl_lane_quads<quads>(s.w[part][w_row + 8 * o + g], t, b[o]);
             scales[o] = *(const float2 *)&s.w_scales[part][w_row + 8 * o + 2 * t];
         }
 #pragma unroll
         for (int m = 0; m < 2; m++) {
-            uint32_t of_row[2][quads / 4], a[quads / 2], row = x_row + 16 * m;
-            float x_scales[2] = {s.x_scales[u][row], s.x_scales[u][row + 8]};
-            fl_lane_quads<quads>(s.x[part][row], t, of_row[0]);
-            fl_lane_quads<quads>(s.x[part][row + 8], t, of_row[1]);
-#pragma unroll
-            for (int i = 0; i < quads / 2; i++) {
-                a[i] = of_row[i % 2][i / 2];
-            }
+            float x_scales[2] = {s.x_scales[u][x_row + 16 * m], s.x_scales[u][x_row + 16 * m + 8]};
 #pragma unroll
             for (int o = 0; o < 4; o++) {
-                int sums[4] = {FL_SUM_BEGIN, FL_SUM_BEGIN, FL_SUM_BEGIN, FL_SUM_BEGIN};
-                fl_mma<quads>(sums, a, b[o]);
+                int sums[4];
+                fl_mma<quads>(sums, a + quads / 2 * m, b + quads / 4 * o, FL_SUM_START);
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     float both = __fmul_rn(i % 2 == 0 ? scales[o].x : scales[o].y, x_scales[i / 2]);

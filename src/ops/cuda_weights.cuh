@@ -187,7 +187,7 @@ __device__ __forceinline__ fl_unit_row<TYPE> fl_unit_load(const fl_unit &u, uint
     return r;
 }
 
-/* Its quads: four numbers each, signed bytes. What unsigned ones have too much goes in each byte apart: none carries. */
+/* Its quads: four numbers each, signed bytes. What unsigned ones have too much goes in each byte; none carries. */
 template <int TYPE>
 __device__ __forceinline__ void fl_unit_open(const fl_unit_row<TYPE> &r, uint32_t words[8]) {
     constexpr int offset = TYPE == FL_DEVICE_Q4 ? 8 : TYPE == FL_DEVICE_Q6_K ? 32 : 0;

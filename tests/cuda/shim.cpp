@@ -213,8 +213,8 @@ static Thread *ready[1024]; /* a ring of those that can run */
 static unsigned ready_at, n_ready, n_threads, n_returned, n_at_barrier, n_barriers;
 static int barrier_line;
 static uint64_t order, random_state, n_threads_run, n_products;
-static shim_fragments fragments[2][1024]; /* taken in turns, so that one wait of the warp parts two products */
-static unsigned char fragment_turns[1024];
+static shim_lane lanes[2][1024]; /* in turns, so that one wait of the warp parts what it does next from what it did */
+static unsigned char lane_turns[1024];
 static shim_copies copies[1024];
 
 static const char *const warp_names[] = {"__syncwarp", "a vote", "__shfl_sync", "__shfl_up_sync", "__shfl_down_sync",
@@ -406,7 +406,7 @@ static void run_block(void) {
         Thread *t = &threads[i];
         t->fiber = nullptr;
         t->number = i;
-        copies[i].n = fragment_turns[i] = 0;
+        copies[i].n = lane_turns[i] = 0;
         t->index = uint3{i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
         warps[i / 32].exist |= 1u << i % 32;
     }
@@ -590,19 +590,27 @@ unsigned shim_active_mask(void) {
     return w->exist & ~w->returned;
 }
 
-shim_fragments *shim_warp_fragments(void) {
-    check_in_kernel("a product of a warp");
-    n_products += now->number % 32 == 0;
-    return &fragments[fragment_turns[now->number]++ % 2][now->number / 32 * 32];
+shim_lane *shim_warp_lanes(void) {
+    check_in_kernel("what a warp does together");
+    return &lanes[lane_turns[now->number]++ % 2][now->number / 32 * 32];
 }
 
-shim_copies *shim_thread_copies(void) {
+shim_lane *shim_warp_product(void) {
+    shim_lane *of_warp = shim_warp_lanes();
+    n_products += now->number % 32 == 0;
+    return of_warp;
+}
+
+shim_copies *shim_thread_copies(const void *to, const void *from, size_t n) {
     check_in_kernel("a copy to shared memory");
-    shim_copies *of_thread = &copies[now->number];
-    if (of_thread->n == sizeof of_thread->copies / sizeof of_thread->copies[0]) {
+    shim_copies *pending = &copies[now->number];
+    if (n > 0 && ((uintptr_t)to | (uintptr_t)from) % n != 0) {
+        fault("a copy to shared memory is not aligned to its bytes");
+    }
+    if (n > 0 && pending->n == sizeof pending->copies / sizeof pending->copies[0]) {
         fault("too many copies to shared memory that nobody waited for");
     }
-    return of_thread;
+    return pending;
 }
 
 void shim_fence(void) {
