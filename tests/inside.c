@@ -46,6 +46,9 @@ size_t inside_tables(const fl_kernels *tables[INSIDE_TABLES]) {
     if (fl_cpu_features().dotprod) {
         tables[n++] = &fl_kernels_dotprod;
     }
+    if (fl_cpu_features().i8mm) {
+        tables[n++] = &fl_kernels_i8mm;
+    }
 #endif
     return n;
 }

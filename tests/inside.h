@@ -43,7 +43,8 @@ inside_dtype inside_gguf_dtype(uint32_t number);
 uint8_t inside_gguf_bytes(fl_gguf_type type); /* of a value; 0: as long as it says itself */
 uint32_t inside_pool_threads(const fl_pool *pool); /* of its own that run */
 
-/* The tables of kernels of this processor, how many; those of AVX2 and AVX-512 are two. */
+/* The tables of kernels of this processor, how many; those of AVX2 and AVX-512 are two, of NEON three.
+ * The last is the best. */
 size_t inside_tables(const fl_kernels *tables[INSIDE_TABLES]);
 uint64_t inside_checksum(const uint8_t *p, size_t n);
 double inside_uniform(uint64_t seed, uint64_t position);

@@ -247,7 +247,9 @@ static void put_directory(test_host *h, bool qwen3) {
         }
         n += (size_t)snprintf(text + n, sizeof text - n, "%s\"%s\":{\"dtype\":\"F32\",\"shape\":[%u", i > 0 ? "," : "",
                               w->name, w->rows);
-        n += (size_t)snprintf(text + n, sizeof text - n, w->cols != 0 ? ",%u" : "", w->cols);
+        if (w->cols != 0) {
+            n += (size_t)snprintf(text + n, sizeof text - n, ",%u", w->cols);
+        }
         n += (size_t)snprintf(text + n, sizeof text - n, "],\"data_offsets\":[%zu,%zu]}", at, end);
         at = end;
     }

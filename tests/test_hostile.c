@@ -941,7 +941,7 @@ static void test_long_template(void) {
         n += (size_t)snprintf(text + n, room - n, "\"\":0,");
     }
     n += (size_t)snprintf(text + n, room - n, "\"s\":{\"ids\":[]}}},%s",
-                          TOKENIZER("{\"a\":0}", "[]", "[]", LEVEL) + 1);
+                          &TOKENIZER("{\"a\":0}", "[]", "[]", LEVEL)[1]);
     host_free(&host);
     host_init(&host, true);
     host_put(&host, "tokenizer.json", text, n);

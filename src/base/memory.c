@@ -22,6 +22,10 @@ FL_LOCAL void fl_memory_init(fl_memory *m, const folollm_host *host) {
     }
 }
 
+FL_LOCAL bool fl_memory_is_default(const fl_memory *m) {
+    return m->host.realloc == fl_default_realloc;
+}
+
 FL_LOCAL void *fl_alloc(fl_memory *m, size_t n) {
     void *p = fl_alloc_raw(m, n);
     if (p != NULL) {

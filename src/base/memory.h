@@ -15,6 +15,9 @@ typedef struct fl_memory {
 /* Takes the hooks of *host, or the C library's allocator where there is none. */
 FL_LOCAL void fl_memory_init(fl_memory *m, const folollm_host *host);
 
+/* Whether memory is the C library's: of a host's own we know nothing. */
+FL_LOCAL bool fl_memory_is_default(const fl_memory *m);
+
 /* n bytes, zeroed (fl_alloc_raw: as they are); NULL if there are none, or if n is 0. */
 FL_LOCAL void *fl_alloc(fl_memory *m, size_t n);
 FL_LOCAL void *fl_alloc_raw(fl_memory *m, size_t n);

@@ -15,10 +15,12 @@
 #elif defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
+#define FL_LINUX_I8MM (1u << 13) /* HWCAP2_I8MM, which older headers do not name */
 #elif defined(__aarch64__) && defined(__APPLE__)
 #include <sys/sysctl.h>
 #elif defined(__aarch64__) && defined(_WIN32)
 #define FL_WINDOWS_DOTPROD 43 /* PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE, which older headers do not name */
+#define FL_WINDOWS_I8MM 66    /* PF_ARM_V82_I8MM_INSTRUCTIONS_AVAILABLE */
 #endif
 
 /* ---- The system's files -- */
@@ -88,6 +90,11 @@ FL_LOCAL void fl_file_forget(const fl_file *f, uint64_t offset, uint64_t n_bytes
     (void)n_bytes;
 }
 
+FL_LOCAL void fl_want_huge_pages(void *p, size_t n_bytes) {
+    (void)p;
+    (void)n_bytes;
+}
+
 FL_LOCAL uint32_t fl_n_cores(void) {
     SYSTEM_INFO info;
     GetSystemInfo(&info);
@@ -153,6 +160,18 @@ FL_LOCAL void fl_file_forget(const fl_file *f, uint64_t offset, uint64_t n_bytes
     if (f->os_mapped && n_bytes > skip + page) {
         madvise((void *)(uintptr_t)(f->map + offset + skip), (size_t)(n_bytes - skip) / page * page, MADV_DONTNEED);
     }
+}
+
+FL_LOCAL void fl_want_huge_pages(void *p, size_t n_bytes) {
+#if defined(MADV_HUGEPAGE)
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), skip = (size_t)(0 - (uintptr_t)p) % page;
+    if (n_bytes > skip + page) {
+        madvise((uint8_t *)p + skip, (n_bytes - skip) / page * page, MADV_HUGEPAGE);
+    }
+#else
+    (void)p;
+    (void)n_bytes;
+#endif
 }
 
 FL_LOCAL uint32_t fl_n_cores(void) {
@@ -290,7 +309,7 @@ FL_LOCAL folollm_status fl_file_slurp(fl_memory *m, const char *directory, const
 /* ---- Processor -- */
 
 FL_LOCAL fl_cpu fl_cpu_features(void) {
-    fl_cpu cpu = {false, false, false, false, false, false};
+    fl_cpu cpu = {false, false, false, false, false, false, false};
 #if defined(__x86_64__) || defined(__i386__)
     unsigned a, b, c, d;
     cpu.prefetch = __get_cpuid(0, &a, &b, &c, &d) && b == signature_INTEL_ebx;
@@ -310,12 +329,15 @@ FL_LOCAL fl_cpu fl_cpu_features(void) {
     cpu.avxvnni = cpu.avx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4) != 0;
 #elif defined(__aarch64__) && defined(__linux__)
     cpu.dotprod = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+    cpu.i8mm = cpu.dotprod && (getauxval(AT_HWCAP2) & FL_LINUX_I8MM) != 0;
 #elif defined(__aarch64__) && defined(__APPLE__)
     int there = 0;
     size_t n_bytes = sizeof there;
     cpu.dotprod = sysctlbyname("hw.optional.arm.FEAT_DotProd", &there, &n_bytes, NULL, 0) == 0 && there != 0;
+    cpu.i8mm = cpu.dotprod && sysctlbyname("hw.optional.arm.FEAT_I8MM", &there, &n_bytes, NULL, 0) == 0 && there != 0;
 #elif defined(__aarch64__) && defined(_WIN32)
     cpu.dotprod = IsProcessorFeaturePresent(FL_WINDOWS_DOTPROD) != 0;
+    cpu.i8mm = cpu.dotprod && IsProcessorFeaturePresent(FL_WINDOWS_I8MM) != 0;
 #endif
     return cpu;
 }

@@ -35,8 +35,10 @@ FL_LOCAL void fl_file_close(fl_file *f);
 FL_LOCAL folollm_status fl_file_slurp(fl_memory *m, const char *directory, const char *name, size_t max_bytes,
                                       bool *found, fl_str *text, folollm_error *error);
 
-/* ---- Threads -- */
+/* ---- Memory and threads -- */
 
+/* This memory is used for long, and from end to end: pages of 2 MiB would do, if the system gives them to who asks. */
+FL_LOCAL void fl_want_huge_pages(void *p, size_t n_bytes);
 
 FL_LOCAL uint32_t fl_n_cores(void);
 
@@ -65,6 +67,7 @@ typedef struct fl_cpu {
     bool avx512; /* F, BW, DQ, VL beside all of that */
     bool vnni;   /* AVX-512 VNNI beside all of that */
     bool dotprod; /* of 64-bit ARM: SDOT */
+    bool i8mm;    /* USMMLA beside that */
     bool prefetch; /* one stream through memory is read faster when told ahead of it: Intel's; AMD's is slower then */
 } fl_cpu;
 

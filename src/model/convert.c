@@ -1,6 +1,8 @@
 #include "model/convert.h"
 
+#ifndef FL_CONVERT_BYTES
 #define FL_CONVERT_BYTES ((size_t)1 << 22) /* read at once, or a panel of rows if these are more */
+#endif
 
 /* slot: [ a row of floats in whole units | FL_PANEL rows of blocks ] */
 static size_t fl_slot_floats(size_t n_cols) {

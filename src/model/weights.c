@@ -699,6 +699,9 @@ FL_LOCAL bool fl_weights_packed(const fl_weights *w) {
 FL_LOCAL folollm_status fl_weights_load(fl_memory *m, fl_weights *w, uint32_t n_threads, folollm_error *error) {
     fl_converter converter;
     FL_TRY(fl_arena_open(m, &w->arena, "the weights", error));
+    if (w->arena.block != NULL && fl_memory_is_default(m)) {
+        fl_want_huge_pages(w->arena.block, fl_arena_bytes(&w->arena));
+    }
     if (!w->converts) {
         FL_TRY(fl_bind_all(m, w, NULL, error));
     } else {

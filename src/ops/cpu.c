@@ -14,8 +14,8 @@
 #include "ops/cpu.h"
 
 #define FL_PANEL_OUTS 24
-#define FL_FEW_ROWS 16   /* up to here weights are read as stored */
-#define FL_FEW_OUTS 96   /* outputs of one task then */
+#define FL_FEW_ROWS 48 /* up to here weights are read as stored: measured, at 64 panels are as fast */
+#define FL_FEW_OUTS 96 /* outputs of one task then */
 #define FL_PACKED_FEW_ROWS 16
 #define FL_PACKED_OUTS 32 /* of more rows */
 #define FL_AHEAD 4096    /* bytes: 1 to 8 KiB measured on Emerald Rapids; 1.35 times the rate without */
@@ -43,7 +43,7 @@ static size_t fl_widest(const fl_limits *l) {
 #define FL_SLAB_FLOATS (FL_SLABS * sizeof(fl_slab) / sizeof(float))
 
 static size_t fl_product_floats(const fl_limits *l) {
-    size_t outs = l->packed ? FL_PACKED_OUTS : FL_PANEL_OUTS, few = l->packed ? FL_PACKED_FEW_ROWS : FL_FEW_ROWS;
+    size_t outs = l->packed ? FL_PACKED_OUTS : FL_PANEL_OUTS, few = fl_min(l->n_rows, FL_FEW_ROWS);
     return FL_SLAB_FLOATS + FL_PANEL_OUTS * fl_padded(fl_widest(l)) + 2 * fl_max(l->n_rows * outs, few * FL_FEW_OUTS);
 }
 
@@ -86,9 +86,22 @@ typedef struct fl_product {
     size_t outs; /* of one task */
 } fl_product;
 
-/* tile (n_rows, p->outs) = x times n_outs rows of plain weights from w on. */
-static void fl_product_plain(const fl_product *p, fl_dtype type, const uint8_t *w, size_t n_outs, float *panel,
-                             float *tile) {
+static const fl_next fl_no_next = {0, 0};
+
+/* n bytes of weights, to be fetched early if that pays on this processor. */
+static fl_next fl_next_of(const fl_product *p, uintptr_t at, size_t n) {
+    fl_next next = {at, p->cpu->ahead != 0 ? n : 0};
+    return next;
+}
+
+/* Where row `first` of a part lies, or would if it had so many. */
+static uintptr_t fl_row_at(const fl_product *p, const fl_part *part, size_t first) {
+    return (uintptr_t)part->data + fl_matrix_bytes(part->type, first, p->w->n_cols);
+}
+
+/* tile (n_rows, p->outs) = x times n_outs rows of plain weights from w on. next: where those of the next task lie. */
+static void fl_product_plain(const fl_product *p, fl_dtype type, const uint8_t *w, size_t n_outs, uintptr_t next,
+                             float *panel, float *tile) {
     const fl_kernels *k = p->cpu->kernels;
     size_t n = p->w->n_cols, stride = fl_padded(n), row_bytes = n * fl_dtype_bytes(type);
     if (p->n_rows <= FL_FEW_ROWS) {
@@ -100,7 +113,9 @@ static void fl_product_plain(const fl_product *p, fl_dtype type, const uint8_t *
         for (size_t o = 0; o < outs; o++) {
             k->expand(type, w + (first + o) * row_bytes, n, panel + o * stride);
         }
-        k->matmul(p->x, stride, p->n_rows, panel, stride, outs, fl_lanes(n), tile + first, p->outs);
+        uintptr_t behind = first + outs < n_outs ? (uintptr_t)(w + (first + outs) * row_bytes) : next;
+        k->matmul(p->x, stride, p->n_rows, panel, stride, outs, fl_lanes(n), fl_next_of(p, behind, outs * row_bytes),
+                  tile + first, p->outs);
     }
 }
 
@@ -119,21 +134,20 @@ static fl_chunk8 *fl_integers_of(const fl_cpu_backend *cpu, const fl_matrix *w, 
 }
 
 /* The same of a packed panel, or the upper half of it (n_slabs 1), with rows of integers x. */
-static void fl_product_slabs(const fl_product *p, fl_dtype type, const uint8_t *panel, size_t n_slabs,
+static void fl_product_slabs(const fl_product *p, fl_dtype type, const uint8_t *panel, size_t n_slabs, uintptr_t next,
                              const fl_chunk8 *x, fl_slab *slabs, float *tile) {
     const fl_kernels *k = p->cpu->kernels;
     size_t n_units = fl_units(p->w->n_cols);
     const uint8_t *chunk = panel + fl_panel_head_bytes(type);
-    for (size_t r = 0; r < p->n_rows; r++) {
-        memset(tile + r * p->outs, 0, n_slabs * FL_LANES * sizeof *tile);
-    }
     for (size_t u = 0; u < n_units; u += FL_CHUNK_UNITS, x += p->n_rows) {
         size_t n = fl_min(n_units - u, FL_CHUNK_UNITS), bytes = fl_chunk_bytes(type, n);
         for (size_t s = 0; s < n_slabs; s++) {
-            k->open(type, panel + s * FL_LANES * sizeof(float), chunk + s * bytes, n, p->cpu->ahead, slabs + s);
+            k->open(type, panel + s * FL_LANES * sizeof(float), chunk + s * bytes, n, slabs + s);
         }
-        k->accumulate(type, x, p->n_rows, n, slabs, n_slabs, tile, p->outs);
         chunk += FL_SLABS * bytes;
+        fl_next behind = fl_next_of(p, u + n < n_units ? (uintptr_t)chunk : next, FL_SLABS * bytes);
+        fl_accumulation a = {type, x, p->n_rows, n, slabs, n_slabs, u == 0, behind, tile, p->outs};
+        k->accumulate(&a);
     }
 }
 
@@ -173,7 +187,7 @@ static void fl_open_rows(const fl_cpu_backend *cpu, const fl_part *part, size_t 
     const uint8_t *chunk = panel + fl_panel_head_bytes(type);
     for (size_t u = 0; u < n_units; u += FL_CHUNK_UNITS) {
         size_t units = fl_min(n_units - u, FL_CHUNK_UNITS), bytes = fl_chunk_bytes(type, units), begin = u * FL_UNIT;
-        cpu->kernels->open(type, panel + half * FL_LANES * sizeof(float), chunk + half * bytes, units, 0, slab);
+        cpu->kernels->open(type, panel + half * FL_LANES * sizeof(float), chunk + half * bytes, units, slab);
         chunk += FL_SLABS * bytes;
         for (size_t r = 0; r < n; r++) {
             fl_slab_row_in_order(part, slab, first % FL_LANES + r, begin, fl_min(n_cols - begin, FL_CHUNK),
@@ -192,7 +206,8 @@ static void fl_product_opened(const fl_product *p, const fl_part *part, size_t f
     for (size_t o = 0; o < n_outs; o += FL_LANES) {
         size_t outs = fl_min(n_outs - o, FL_LANES);
         fl_open_rows(p->cpu, part, n, first + o, outs, slab, panel, stride);
-        p->cpu->kernels->matmul(p->x, stride, p->n_rows, panel, stride, outs, fl_lanes(n), tile + o, p->outs);
+        p->cpu->kernels->matmul(p->x, stride, p->n_rows, panel, stride, outs, fl_lanes(n), fl_no_next,
+                                tile + o, p->outs);
     }
 }
 
@@ -219,7 +234,7 @@ static void fl_narrow_task(void *context, size_t task, size_t slot) {
         float *y = fl_narrow_row(p->cpu, part, run->first_row);
         memset(y, 0, run->n_rows * p->cpu->narrow_stride * sizeof *y); /* what stands behind the rank is read as well */
         p->cpu->kernels->matmul(p->x + run->first_row * stride, stride, run->n_rows, l->a, stride, l->rank,
-                                fl_lanes(p->w->n_cols), y, p->cpu->narrow_stride);
+                                fl_lanes(p->w->n_cols), fl_no_next, y, p->cpu->narrow_stride);
     }
 }
 
@@ -245,7 +260,7 @@ static void fl_product_widen(const fl_product *p, size_t part, size_t first, siz
         for (size_t row = run->first_row; row < end; row += most) {
             size_t n = fl_min(end - row, most);
             k->matmul(fl_narrow_row(p->cpu, part, row), p->cpu->narrow_stride, n, l->b + first * stride, stride,
-                      n_outs, fl_lanes(l->rank), room, p->outs);
+                      n_outs, fl_lanes(l->rank), fl_no_next, room, p->outs);
             for (size_t r = 0; r < n; r++) {
                 k->add(room + r * p->outs, n_outs, tile + (row + r) * p->outs);
             }
@@ -254,21 +269,22 @@ static void fl_product_widen(const fl_product *p, size_t part, size_t first, siz
 }
 
 /* tile (n_rows, p->outs) = x times rows [first, first + n_outs) of a part, plus bias, plus what adapters add */
-static void fl_product_tile(const fl_product *p, const fl_part *part, size_t first, size_t n_outs, float *scratch,
-                            float *tile) {
+static void fl_product_tile(const fl_product *p, const fl_part *part, size_t first, size_t n_outs, uintptr_t next,
+                            float *scratch, float *tile) {
     size_t n = p->w->n_cols;
     const uint8_t *w = (const uint8_t *)part->data + fl_matrix_bytes(part->type, first, n);
     fl_slab *slabs = (fl_slab *)(void *)scratch;
     float *panel = scratch + FL_SLAB_FLOATS;
     if (!fl_is_packed(part->type)) {
-        fl_product_plain(p, part->type, w, n_outs, panel, tile);
+        fl_product_plain(p, part->type, w, n_outs, next, panel, tile);
     } else if (p->cpu->float_activations) {
         fl_product_opened(p, part, first, n_outs, slabs, panel, tile);
     } else {
         const fl_chunk8 *x = fl_integers_of(p->cpu, p->w, part, p->n_rows);
         for (size_t o = 0; o < n_outs; o += FL_PANEL) {
-            size_t n_slabs = n_outs - o > FL_LANES ? 2 : 1;
-            fl_product_slabs(p, part->type, w + fl_matrix_bytes(part->type, o, n), n_slabs, x, slabs, tile + o);
+            size_t n_slabs = n_outs - o > FL_LANES ? 2 : 1, end = o + FL_PANEL;
+            fl_product_slabs(p, part->type, w + fl_matrix_bytes(part->type, o, n), n_slabs,
+                             end < n_outs ? fl_row_at(p, part, first + end) : next, x, slabs, tile + o);
         }
     }
     for (size_t r = 0; part->bias != NULL && r < p->n_rows; r++) {
@@ -293,9 +309,12 @@ static void fl_product_task(void *context, size_t task, size_t slot) {
     float *scratch = fl_cpu_scratch(p->cpu, slot);
     float *tile = scratch + FL_SLAB_FLOATS + FL_PANEL_OUTS * fl_padded(p->w->n_cols);
     float *second = tile + p->n_rows * p->outs;
-    fl_product_tile(p, part, first, n_outs, scratch, tile);
+    uintptr_t next = fl_row_at(p, part, first + p->cpu->n_slots * p->outs); /* of this thread's next task, likely */
     if (p->epilogue == FL_EPILOGUE_GATE_UP) {
-        fl_product_tile(p, part + 1, first, n_outs, scratch, second);
+        fl_product_tile(p, part, first, n_outs, fl_row_at(p, part + 1, first), scratch, tile);
+        fl_product_tile(p, part + 1, first, n_outs, next, scratch, second);
+    } else {
+        fl_product_tile(p, part, first, n_outs, next, scratch, tile);
     }
     for (size_t r = 0; r < p->n_rows; r++) {
         float *y = p->y + r * p->y_stride + part_begin + first;
@@ -697,7 +716,8 @@ static void fl_attend_block(fl_attend_tile *t, size_t block, size_t n_keys) {
     } else {
         fl_attend_load(t, j->kv->k, block, n_keys, t->k);
         fl_attend_load(t, j->kv->v, block, n_keys, t->v);
-        k->matmul(t->q, stride, t->n * j->group, t->k, stride, n_keys, stride, t->scores, FL_BLOCK_TOKENS);
+        k->matmul(t->q, stride, t->n * j->group, t->k, stride, n_keys, stride, fl_no_next, t->scores,
+                  FL_BLOCK_TOKENS);
     }
     for (size_t row = 0; row < t->n; row++) {
         fl_attend_range(t, row, &begin, &end);

@@ -88,6 +88,10 @@
 #define FL_DOT_STRIPS 2
 #define FL_INT_ROWS 2
 #include "ops/dots.inc"
+#define FL_INT i8mm
+#define FL_INT_ONE dotprod
+#define FL_INT_ROWS 4
+#include "ops/dots.inc"
 
 #define FL_ISA_NAME "neon"
 #define FL_TILE_ROWS 2
@@ -96,6 +100,7 @@
 #define FL_VEC_ROWS 4
 #define FL_VEC_OUTS 1
 #define FL_DOTPROD
+#define FL_I8MM
 #include "ops/packed.inc"
 #define FL_INT neon
 #define FL_DOT_ROWS 2
@@ -122,7 +127,8 @@ FL_LOCAL const fl_kernels *fl_kernels_of(folollm_isa isa) {
 #endif
 #if defined(__aarch64__)
     if (isa == FOLOLLM_ISA_BEST || isa == FOLOLLM_ISA_NEON) {
-        return fl_cpu_features().dotprod ? &fl_kernels_dotprod : &fl_kernels_neon;
+        fl_cpu cpu = fl_cpu_features();
+        return cpu.i8mm ? &fl_kernels_i8mm : cpu.dotprod ? &fl_kernels_dotprod : &fl_kernels_neon;
     }
 #endif
     return isa == FOLOLLM_ISA_BEST || isa == FOLOLLM_ISA_SCALAR ? &fl_kernels_scalar : NULL;

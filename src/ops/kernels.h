@@ -46,28 +46,60 @@ typedef struct fl_slab {
 
 #define FL_SLABS 2 /* of a panel */
 
+/* Weights that are read after those at hand: fetched into the cache while these are multiplied, so that memory and
+ * arithmetic do not wait for each other. */
+typedef struct fl_next {
+    uintptr_t at;
+    size_t n; /* bytes; 0: nothing is to be fetched */
+} fl_next;
+
+/* The next n bytes of it. */
+FL_INLINE void fl_fetch(fl_next *next, size_t n) {
+    n = fl_min(n, next->n);
+    for (size_t i = 0; i < n; i += FL_ALIGN) {
+        FL_PREFETCH(next->at + i);
+    }
+    next->at += n;
+    next->n -= n;
+}
+
+/* What each of n_steps has to fetch of it. */
+FL_INLINE size_t fl_fetch_step(const fl_next *next, size_t n_steps) {
+    return fl_div_up(next->n, fl_max(n_steps, 1));
+}
+
+/* Rows of integers times slabs. */
+typedef struct fl_accumulation {
+    fl_dtype type;
+    const fl_chunk8 *x; /* (n_rows), n_units of each */
+    size_t n_rows, n_units;
+    const fl_slab *slabs; /* (n_slabs), 1 or 2 */
+    size_t n_slabs;
+    bool first; /* y is written; otherwise added to */
+    fl_next next;
+    float *y; /* (n_rows, 16 * n_slabs) */
+    size_t y_stride;
+} fl_accumulation;
+
 typedef struct fl_kernels {
     const char *name;
     /* y (n) = n numbers of type, then zeros up to fl_lanes(n) */
     void (*expand)(fl_dtype type, const void *from, size_t n, float *y);
     /* y[r * y_stride + o] = x_r . w_o for n_rows rows of x and n_outs rows of w, both of k floats, whole vectors */
     void (*matmul)(const float *x, size_t x_stride, size_t n_rows, const float *w, size_t w_stride, size_t n_outs,
-                   size_t k, float *y, size_t y_stride);
+                   size_t k, fl_next next, float *y, size_t y_stride);
     /* The same for few rows, with w as it is stored (k numbers of type a row, packed). x has whole vectors. ahead: how
-     * many bytes before their turn the weights are prefetched, or 0. */
+     * many bytes before their turn the weights are fetched, at least, or 0. */
     void (*matvec)(fl_dtype type, const float *x, size_t x_stride, size_t n_rows, const void *w, size_t n_outs,
                    size_t k, size_t ahead, float *y, size_t y_stride);
     /* x (n), then zeros up to whole units, as integers: the chunks of a row lie `stride` apart. A row with a NaN or an
      * infinity in it has NaN for scales. */
     void (*integers)(const float *x, size_t n, fl_chunk8 *to, size_t stride);
     /* Lay open n_units of 16 rows. row_scales: (16) those of q8_row. */
-    void (*open)(fl_dtype type, const uint8_t *row_scales, const uint8_t *chunk, size_t n_units, size_t ahead,
-                 fl_slab *slab);
-    /* y (n_rows, 16 * n_slabs) += x (n_rows) [n_units] times the slabs (1 or 2), in order of units: the product of the
-     * integers of a unit, exact, times (scale of the slab * scale of x), by fma; then with minima those times (scale of
-     * x * sum of its q), taken off. */
-    void (*accumulate)(fl_dtype type, const fl_chunk8 *x, size_t n_rows, size_t n_units, const fl_slab *slabs,
-                       size_t n_slabs, float *y, size_t y_stride);
+    void (*open)(fl_dtype type, const uint8_t *row_scales, const uint8_t *chunk, size_t n_units, fl_slab *slab);
+    /* y += x times the slabs, in order of units: the product of the integers of a unit, exact, times (scale of the
+     * slab * scale of x), by fma; then with minima those times (scale of x * sum of its q), taken off. */
+    void (*accumulate)(const fl_accumulation *a);
     /* y (n) = x / sqrt(mean(x^2) + epsilon) * w */
     void (*rmsnorm)(const float *x, const float *w, size_t n, float epsilon, float *y);
     /* Rotate (x_i, x_{i + half}) by the angle whose cosine and sine are given, i < half. */

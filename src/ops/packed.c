@@ -48,7 +48,7 @@ FL_LOCAL size_t fl_matrix_bytes(fl_dtype type, size_t n_rows, size_t n_cols) {
 }
 
 /* A row's unit as eight quads of four numbers, at most six bits in each byte: into halves, then n_planes planes. */
-static void fl_pack_quads(const uint32_t quads[8], size_t row, uint8_t *halves, uint8_t *planes, size_t n_planes) {
+FL_INLINE void fl_pack_quads(const uint32_t quads[8], size_t row, uint8_t *halves, uint8_t *planes, size_t n_planes) {
     uint32_t words[2] = {0, 0};
     for (size_t i = 0; i < 4; i++) {
         uint32_t half = (quads[i] & 0x0F0F0F0Fu) | (quads[4 + i] & 0x0F0F0F0Fu) << 4;

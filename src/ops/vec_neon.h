@@ -225,10 +225,12 @@ FL_INLINE fl_neon_v fl_neon_sums_float(fl_neon_sums s) {
 /* The same with SDOT, which some processors have. By its bits, because an assembler takes the name only in a function
  * whose target has it, and a compiler puts none of the functions above into such a one if a host asks for a processor
  * that is not part of that target. The numbers of registers are made from their names. */
-#define FL_SDOT                                                                                                  \
+#define FL_INST(bits)                                                                                            \
     ".irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31\n\t"           \
     ".equ .Lfl_v\\n, \\n\n\t.endr\n\t"                                                                           \
-    ".inst 0x4e809400 + .Lfl_%0 + (.Lfl_%1 << 5) + (.Lfl_%2 << 16)"
+    ".inst " bits " + .Lfl_%0 + (.Lfl_%1 << 5) + (.Lfl_%2 << 16)"
+#define FL_SDOT FL_INST("0x4e809400")
+#define FL_USMMLA FL_INST("0x4e80ac00")
 
 typedef fl_neon_sums fl_dotprod_sums;
 typedef fl_neon_quad fl_dotprod_quad;
@@ -262,7 +264,58 @@ FL_INLINE fl_neon_v fl_dotprod_sums_float(fl_neon_sums s) {
     return fl_neon_sums_float(s);
 }
 
+/* Two rows together, with USMMLA, which some of those have: the sums of rows 0-3, 4-7, 8-11, 12-15 of weights with
+ * both, [2][weights 2][rows 2]; quads of the same, of eight columns. */
+typedef struct fl_i8mm_sums {
+    int32x4x2_t a, b, c, d;
+} fl_i8mm_sums;
+typedef struct fl_i8mm_quad {
+    uint32x4x2_t a, b, c, d;
+} fl_i8mm_quad;
+
+/* Unsigned bytes are multiplied as they are, wide ones too. */
+FL_INLINE fl_i8mm_sums fl_i8mm_sums_of(bool wide, int32_t first, int32_t second) {
+    (void)wide;
+    int32x4_t both = vzip1q_s32(vdupq_n_s32(first), vdupq_n_s32(second));
+    int32x4x2_t four = {{both, both}};
+    fl_i8mm_sums s = {four, four, four, four};
+    return s;
+}
+FL_INLINE uint32x4x2_t fl_i8mm_two_quads(const uint8_t *p) {
+    return vzipq_u32(vreinterpretq_u32_u8(vld1q_u8(p)), vreinterpretq_u32_u8(vld1q_u8(p + 64)));
+}
+FL_INLINE fl_i8mm_quad fl_i8mm_load_quads(bool wide, const uint8_t *p) {
+    fl_i8mm_quad k = {fl_i8mm_two_quads(p), fl_i8mm_two_quads(p + 16), fl_i8mm_two_quads(p + 32),
+                      fl_i8mm_two_quads(p + 48)};
+    (void)wide;
+    return k;
+}
+FL_INLINE int32x4x2_t fl_i8mm_quarter_dot(int32x4x2_t sums, uint32x4x2_t k, int8x16_t q) {
+    __asm__(FL_USMMLA : "+w"(sums.val[0]) : "w"(k.val[0]), "w"(q));
+    __asm__(FL_USMMLA : "+w"(sums.val[1]) : "w"(k.val[1]), "w"(q));
+    return sums;
+}
+FL_INLINE fl_i8mm_sums fl_i8mm_dot(bool wide, fl_i8mm_sums s, fl_i8mm_quad k, const int8_t *first,
+                                   const int8_t *second) {
+    int8x16_t both = vcombine_s8(vld1_s8(first), vld1_s8(second));
+    (void)wide;
+    s.a = fl_i8mm_quarter_dot(s.a, k.a, both);
+    s.b = fl_i8mm_quarter_dot(s.b, k.b, both);
+    s.c = fl_i8mm_quarter_dot(s.c, k.c, both);
+    s.d = fl_i8mm_quarter_dot(s.d, k.d, both);
+    return s;
+}
+FL_INLINE float32x4_t fl_i8mm_quarter_float(int32x4x2_t sums, bool second) {
+    return vcvtq_f32_s32(second ? vuzp2q_s32(sums.val[0], sums.val[1]) : vuzp1q_s32(sums.val[0], sums.val[1]));
+}
+FL_INLINE fl_neon_v fl_i8mm_sums_float(fl_i8mm_sums s, bool second) {
+    return fl_neon_of(fl_i8mm_quarter_float(s.a, second), fl_i8mm_quarter_float(s.b, second),
+                      fl_i8mm_quarter_float(s.c, second), fl_i8mm_quarter_float(s.d, second));
+}
+
+#undef FL_INST
 #undef FL_SDOT
+#undef FL_USMMLA
 
 /* Sixty-four bytes. */
 typedef struct fl_neon_b {

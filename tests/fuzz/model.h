@@ -17,8 +17,7 @@ static void fuzz_compute(folollm *f) {
     }
 }
 
-/* Of the converter alone 4 MiB. */
-#define FUZZ_MODEL_LIMIT(size) (128 * (size) + 5120 * FUZZ_KIB)
+#define FUZZ_MODEL_LIMIT(size) (128 * (size) + 64 * FUZZ_KIB)
 
 static void fuzz_load(const char *path, bool copy) {
     folollm_options o = {.host = &fuzz.hooks, .context = 2, .max_seqs = 1, .max_requests = 1, .max_running = 1,
