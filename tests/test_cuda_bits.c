@@ -4,6 +4,7 @@
 #include "inside.h"
 
 #include "check.h"
+#include "cuda/shim.h"
 #include "random.h"
 
 #include <stdlib.h>
@@ -12,6 +13,8 @@
 #define MODELS "tests/vectors/models/"
 #define BASE MODELS "qwen3-gqa-fp32" /* small, and what the adapters are for */
 #define ADAPTERS "tests/vectors/adapters/"
+
+#pragma weak shim_get_counts /* a device has none */
 
 static folollm_error error;
 static fl_memory memory;
@@ -149,7 +152,7 @@ static fl_weights random_weights(const layer_case *c, fl_layer *l) {
 
 /* ---- Both sides -- */
 
-#define ROWS_MAX 96
+#define ROWS_MAX 130
 #define CONTEXT 256
 #define SEQS 3
 
@@ -252,10 +255,23 @@ static int kv_is_equal(const fl_batch *batch) {
     return equal;
 }
 
+/* Packed weights meet many rows on tensor cores, and else nothing does; since the last call. */
+static int cores_are_used(const fl_matrix *w, size_t n_rows) {
+    static uint64_t before;
+    uint64_t now = shim_get_counts != NULL ? shim_get_counts().products : 0, n = now - before;
+    bool packed = false;
+    for (size_t i = 0; i < w->n_parts; i++) {
+        packed = packed || fl_is_packed(w->parts[i].type);
+    }
+    before = now;
+    return shim_get_counts == NULL || (n > 0) == (packed && n_rows > 16);
+}
+
 /* Every op of a layer on both sides; each must leave the same bits. */
 static void check_ops(const layer_case *c, const fl_batch *batch) {
     size_t d = c->head_dim, qkv = (size_t)(c->n_heads + 2 * c->n_kv_heads) * d, q = (size_t)c->n_heads * d;
     size_t n = batch->n_rows, vocab = c->vocab;
+    const fl_layer *layer = &sides[0].weights->layers[0];
     float *logits[2] = {take(n * vocab * sizeof(float)), take(n * vocab * sizeof(float))};
 #define BOTH(call)                                                     \
     for (side *s = sides; s < sides + 2; s++) {                        \
@@ -272,6 +288,7 @@ static void check_ops(const layer_case *c, const fl_batch *batch) {
     CHECK_TEXT(rows_are_equal(sides[0].a.x, sides[1].a.x, n, c->dim, fl_padded(c->dim)), "embed");
     BOTH(ops->norm_qkv(s->backend, batch, s->a.x, l->attention_norm, 1e-5f, &l->qkv, s->a.qkv))
     CHECK_TEXT(rows_are_equal(sides[0].a.qkv, sides[1].a.qkv, n, qkv, fl_padded(qkv)), "norm_qkv");
+    CHECK(cores_are_used(&layer->qkv, n));
     BOTH(ops->rope_store(s->backend, &l->attention, batch, s->a.angles, &s->kv, 0, s->a.qkv))
     CHECK_TEXT(rows_are_equal(sides[0].a.qkv, sides[1].a.qkv, n, q, fl_padded(qkv)), "rope_store: queries");
     CHECK_TEXT(kv_is_equal(batch), "rope_store: keys and values");
@@ -282,16 +299,20 @@ static void check_ops(const layer_case *c, const fl_batch *batch) {
     CHECK_TEXT(rows_are_equal(sides[0].a.attended, sides[1].a.attended, n, q, fl_padded(q)), "attend");
     BOTH(ops->project_add(s->backend, batch, s->a.attended, &l->o, s->a.x))
     CHECK_TEXT(rows_are_equal(sides[0].a.x, sides[1].a.x, n, c->dim, fl_padded(c->dim)), "project_add: o");
+    CHECK(cores_are_used(&layer->o, n));
     BOTH(ops->norm_gate_up(s->backend, batch, s->a.x, l->mlp_norm, 1e-5f, &l->gate_up, s->a.h))
     CHECK_TEXT(rows_are_equal(sides[0].a.h, sides[1].a.h, n, c->ffn_dim, fl_padded(c->ffn_dim)), "norm_gate_up");
+    CHECK(cores_are_used(&layer->gate_up, n));
     BOTH(ops->project_add(s->backend, batch, s->a.h, &l->down, s->a.x))
     CHECK_TEXT(rows_are_equal(sides[0].a.x, sides[1].a.x, n, c->dim, fl_padded(c->dim)), "project_add: down");
+    CHECK(cores_are_used(&layer->down, n));
     BOTH(ops->norm_head(s->backend, batch, s->a.x, s->weights->final_norm, 1e-5f, &s->weights->head, 0, 32,
                         logits[s - sides]))
     BOTH(ops->norm_head(s->backend, batch, s->a.x, s->weights->final_norm, 1e-5f, &s->weights->head, 32, vocab - 32,
                         logits[s - sides]))
     BOTH(ops->end(s->backend, logits[s - sides]))
     CHECK_TEXT(memcmp(logits[0], logits[1], batch->n_wanted * vocab * sizeof(float)) == 0, "norm_head");
+    CHECK(cores_are_used(&sides[0].weights->head, batch->n_wanted));
     CHECK(fl_cuda_status(&device, &error) == FOLOLLM_OK);
 #undef BOTH
 }
@@ -322,8 +343,8 @@ static void check_batch(const layer_case *c, uint32_t positions[SEQS], const uin
 }
 
 static void test_layer(const layer_case *c) {
-    static const uint32_t batches[][SEQS] = {{5, 0, 0},  {1, 0, 0}, {1, 3, 0}, {1, 1, 61},
-                                             {70, 1, 1}, {1, 1, 1}, {2, 1, 40}};
+    static const uint32_t batches[][SEQS] = {{5, 0, 0}, {1, 0, 0},  {1, 3, 0}, {1, 1, 62},   {98, 1, 1},
+                                             {1, 1, 1}, {17, 0, 0}, {2, 1, 30}, {30, 60, 40}};
     uint32_t positions[SEQS] = {0};
     unsigned failed = check_n_failed;
     fl_upload upload;
@@ -358,6 +379,7 @@ static const layer_case layers[] = {
     {"f16, q8 in orders", 96, 4, 2, 32, 96, 64, {FL_F16, FL_Q8_0, FL_Q4_ZERO, FL_BF16}, FOLOLLM_KV_F16, 0, true, false,
      true},
     {"q4_k", 512, 2, 1, 256, 256, 64, {FL_Q4_K, FL_Q4_K, FL_Q4_K, FL_Q4_K}, FOLOLLM_KV_F16, 70, false, false, false},
+    {"q6_k", 256, 2, 1, 36, 256, 80, {FL_Q6_K, FL_Q6_K, FL_Q8_0, FL_Q6_K}, FOLOLLM_KV_F32, 0, true, false, false},
     {"q5_k, many heads", 256, 20, 1, 64, 256, 64, {FL_Q5_K, FL_Q5_K, FL_BF16, FL_Q5_K}, FOLOLLM_KV_BF16, 0, false,
      false, false},
 };

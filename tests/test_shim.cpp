@@ -355,6 +355,134 @@ static void test_atomics(void) {
     CHECK(sum.read()[0] == 105);
 }
 
+/* ---- Tensor cores, copies to shared memory ----------------------------------------------------- */
+
+/* c (16, 8) = i + a (16, k) b (k, 8), for i of n; a lane takes its elements as the PTX manual numbers them. */
+template <int QUADS> __global__ static void multiply(const signed char *a, const signed char *b, int *c, int n) {
+    const int k = 4 * QUADS, group = (int)threadIdx.x % 32 / 4, in_group = (int)threadIdx.x % 4;
+    const int warps = (int)(gridDim.x * blockDim.x) / 32;
+    for (int m = (int)(blockIdx.x * blockDim.x + threadIdx.x) / 32; m < n; m += warps) {
+        signed char of_a[2 * QUADS], of_b[QUADS];
+        uint32_t words_of_a[QUADS / 2], words_of_b[QUADS / 4];
+        int sums[4];
+        for (int i = 0; i < 2 * QUADS; i++) {
+            int row = i < 4 || (8 <= i && i < 12) ? group : group + 8;
+            of_a[i] = a[(m * 16 + row) * k + in_group * 4 + (i & 3) + (i >= 8 ? 16 : 0)];
+        }
+        for (int i = 0; i < QUADS; i++) {
+            int row = in_group * 4 + (i & 3) + (i >= 4 ? 16 : 0);
+            of_b[i] = b[(m * k + row) * 8 + group];
+        }
+        memcpy(words_of_a, of_a, sizeof of_a);
+        memcpy(words_of_b, of_b, sizeof of_b);
+        fl_mma<QUADS>(sums, words_of_a, words_of_b, m);
+        for (int i = 0; i < 4; i++) {
+            c[(m * 16 + group + i / 2 * 8) * 8 + in_group * 2 + i % 2] = sums[i];
+        }
+    }
+}
+
+template <int QUADS> static void check_products(uint64_t order) {
+    const unsigned n = 17, k = 4 * QUADS;
+    Array<signed char> a(n * 16 * k), b(n * k * 8);
+    Array<int> c(n * 16 * 8);
+    std::vector<signed char> host_a(a.n), host_b(b.n);
+    std::vector<int> expected(c.n);
+    uint64_t state = 77 + order;
+    auto next = [&state] { return (signed char)((state = state * 6364136223846793005u + 1442695040888963407u) >> 40); };
+    for (size_t i = 0; i < a.n; i++) { /* the first of them as large as they get */
+        host_a[i] = i < 16 * k ? (signed char)-128 : next();
+        host_b[i / 2] = i < 16 * k ? (signed char)-128 : next();
+    }
+    OK(cudaMemcpy(a.p, host_a.data(), a.n, cudaMemcpyHostToDevice));
+    OK(cudaMemcpy(b.p, host_b.data(), b.n, cudaMemcpyHostToDevice));
+    for (size_t i = 0; i < c.n; i++) {
+        expected[i] = (int)i / 128;
+        for (size_t j = 0; j < k; j++) {
+            expected[i] += host_a[i / 8 * k + j] * host_b[(i / 128 * k + j) * 8 + i % 8];
+        }
+    }
+    uint64_t before = shim_get_counts().products;
+    OK(launch(nullptr, 3, 64, 0, multiply<QUADS>, (const signed char *)a.p, (const signed char *)b.p, c.p, (int)n));
+    CHECK(c.read() == expected && shim_get_counts().products == before + n);
+}
+
+static void test_products(void) {
+    for (uint64_t order = 0; order < 4; order++) {
+        shim_set_order(order);
+        check_products<4>(order);
+        check_products<8>(order);
+    }
+    shim_set_order(0);
+}
+
+__global__ static void load_tiles(uint32_t *out) {
+    __shared__ uint4 rows[32];
+    unsigned i = threadIdx.x;
+    rows[i] = make_uint4(4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3);
+    __syncwarp();
+    fl_load_tiles(out + 4 * i, &rows[i * 5 % 32].x);
+    fl_load_tiles(out + 128 + 4 * i, &rows[31 - i].x);
+}
+
+static void test_tiles(void) {
+    Array<uint32_t> out(256);
+    OK(launch(nullptr, 1, 32, 0, load_tiles, out.p));
+    std::vector<uint32_t> got = out.read();
+    unsigned wrong = 0;
+    for (unsigned i = 0; i < 128; i++) { /* lane l has the l-th pair of a tile's 16-bit elements */
+        unsigned lane = i / 4, row = i % 4 * 8 + lane / 4;
+        wrong += got[i] != row * 5 % 32 * 4 + lane % 4 || got[128 + i] != (31 - row) * 4 + lane % 4;
+    }
+    CHECK(wrong == 0);
+}
+
+__global__ static void copy_and_wait(const uint32_t *in, uint32_t *out) {
+    __shared__ uint4 whole[64];
+    __shared__ uint32_t words[64];
+    unsigned i = threadIdx.x;
+    fl_copy<16>(&whole[i], in + 4 * i);
+    fl_copy<4>(&words[i], in + i);
+    out[i] = whole[i].w & words[i]; /* what is read too early is no number of the input */
+    fl_copied();
+    __syncthreads();
+    out[64 + i] = whole[63 - i].w;
+    out[128 + i] = words[63 - i];
+}
+
+__global__ static void never_waits(const uint32_t *in) {
+    __shared__ uint32_t words[65];
+    for (unsigned i = 0; i < 65; i++) {
+        fl_copy<4>(&words[i], in + i);
+    }
+}
+
+static void test_shared_copies(void) {
+    std::vector<uint32_t> host(256);
+    Array<uint32_t> in(host.size()), out(192);
+    for (unsigned i = 0; i < host.size(); i++) {
+        host[i] = i * 7;
+    }
+    OK(cudaMemcpy(in.p, host.data(), host.size() * sizeof(uint32_t), cudaMemcpyHostToDevice));
+    OK(launch(nullptr, 1, 64, 0, copy_and_wait, (const uint32_t *)in.p, out.p));
+    std::vector<uint32_t> got = out.read();
+    unsigned wrong = 0;
+    for (unsigned i = 0; i < 64; i++) {
+        wrong += got[i] != ALL || got[64 + i] != host[4 * (63 - i) + 3] || got[128 + i] != host[63 - i];
+    }
+    CHECK(wrong == 0);
+    Ending e = in_child([&] {
+        launch(nullptr, 1, 1, 0, never_waits, (const uint32_t *)in.p);
+        cudaDeviceSynchronize();
+    });
+    CHECK(e.aborts_saying("too many copies to shared memory that nobody waited for"));
+    e = in_child([&] {
+        launch(nullptr, 1, 64, 0, copy_and_wait, (const uint32_t *)(in.p + 1), out.p);
+        cudaDeviceSynchronize();
+    });
+    CHECK(e.aborts_saying("a copy to shared memory is not aligned to its bytes"));
+}
+
 /* ---- The order of threads shows ---------------------------------------------------------------- */
 
 __global__ static void last_thread(unsigned *out) {
@@ -1241,6 +1369,9 @@ int main(void) {
     test_shapes();
     test_dynamic_shared();
     test_atomics();
+    test_products();
+    test_tiles();
+    test_shared_copies();
     if (!TSAN) {
         test_order();
         test_kernel_faults();

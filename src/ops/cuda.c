@@ -233,7 +233,6 @@ FL_LOCAL void fl_cuda_layout(fl_cuda_backend *b, fl_arena *arena, const fl_cuda_
         to->q = fl_take(arena, n, units * FL_UNIT);
         to->scales = fl_take(arena, n, units * sizeof(float));
         to->minus = fl_take(arena, n, units * sizeof(float));
-        to->sums = fl_take(arena, n, 2 * units * sizeof(int32_t));
     }
     size_t parts = fl_cuda_split_rows(b) * o->n_heads * fl_cuda_splits(2 * o->context);
     b->parts = fl_take(arena, parts, l->head_dim * sizeof(float));

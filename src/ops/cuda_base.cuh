@@ -169,6 +169,73 @@ __device__ __forceinline__ float fl_norm_scale(const float *x, uint32_t n, float
     return __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(sum, (float)n), epsilon)));
 }
 
+/* ---- Tensor cores, and copies to shared memory that nobody waits for -- */
+
+#ifndef FL_TENSOR_CORES /* a host that runs kernels has its own */
+
+/* sums (16, 8) = start + a (16, 4 * QUADS) b (4 * QUADS, 8), exact, a warp together; QUADS is 4 or 8. With g = lane / 4
+ * and t = lane % 4, a lane holds quads t and, of 8, 4 + t: of a those of rows g and g + 8, of b those of column g; and
+ * of the sums columns 2t and 2t + 1 of both rows. */
+template <int QUADS>
+__device__ __forceinline__ void fl_mma(int sums[4], const uint32_t a[QUADS / 2], const uint32_t b[QUADS / 4],
+                                       int start) {
+#if __CUDA_ARCH__ >= 800
+    if (QUADS == 8) {
+        asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                     "{%10, %10, %10, %10};"
+                     : "=r"(sums[0]), "=r"(sums[1]), "=r"(sums[2]), "=r"(sums[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[QUADS / 4]), "r"(a[QUADS / 4 + 1]), "r"(b[0]), "r"(b[QUADS / 8]),
+                       "r"(start));
+    } else {
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+                     "{%7, %7, %7, %7};"
+                     : "=r"(sums[0]), "=r"(sums[1]), "=r"(sums[2]), "=r"(sums[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(b[0]), "r"(start));
+    }
+#else
+    sums[0] = sums[1] = sums[2] = sums[3] = start;
+#pragma unroll
+    for (int i = 0; i < QUADS / 2; i++) { /* eight rows and four quads at a time */
+        asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
+                     : "+r"(sums[i % 2 * 2]), "+r"(sums[i % 2 * 2 + 1])
+                     : "r"(a[i]), "r"(b[i / 2]));
+    }
+#endif
+}
+
+/* Four tiles of eight rows of four quads out of shared memory, a warp together: lane i says where row i % 8 of tile
+ * i / 8 lies. Of each tile a lane takes quad lane % 4 of row lane / 4. */
+__device__ __forceinline__ void fl_load_tiles(uint32_t quads[4], const uint32_t *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(quads[0]), "=r"(quads[1]), "=r"(quads[2]), "=r"(quads[3])
+                 : "r"((uint32_t)__cvta_generic_to_shared(row))
+                 : "memory");
+}
+
+/* BYTES, 4 or 16, to shared memory; there after fl_copied, for this thread. */
+template <int BYTES>
+__device__ __forceinline__ void fl_copy(void *to, const void *from) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from),
+                 "n"(BYTES)
+                 : "memory");
+#else
+    if (BYTES == 16) {
+        *(uint4 *)to = *(const uint4 *)from;
+    } else {
+        *(uint32_t *)to = *(const uint32_t *)from;
+    }
+#endif
+}
+
+__device__ __forceinline__ void fl_copied() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+#endif
+
 } /* namespace */
 
 #endif

@@ -4,7 +4,12 @@
  * eight of its weights at once. A row of x is read again by every half warp, out of the nearest cache.
  *
  * Packed weights: a block of threads has sixteen rows of W. Sixteen half warps each multiply one unit of 32 columns, a
- * thread a row, as integers, exact in any order; then a thread for each output adds the units up, in order. */
+ * thread a row, as integers, exact in any order; then a thread for each output adds the units up, in order.
+ *
+ * Packed weights with many rows: tensor cores multiply the units, as exactly. A block of threads has a tile of 64 rows
+ * of x and 64 of W, of gate and up 32 each, and each of its four warps a quarter of that. Stages of four units take
+ * turns in shared memory: while one is multiplied, the next comes. A sum of a unit costs a lane three operations on
+ * floats besides, or four: they, not the tensor cores, bound the speed. */
 #ifndef FL_CUDA_PRODUCTS_CUH
 #define FL_CUDA_PRODUCTS_CUH
 
@@ -174,14 +179,15 @@ __device__ __forceinline__ void fl_packed_unit(const fl_device_product &a, const
     constexpr int halves = fl_halves(TYPE);
     uint32_t lane = threadIdx.x % FL_LANES, team = threadIdx.x / FL_LANES, n_units = fl_units(a.n_cols);
     fl_unit u = fl_unit_of(TYPE, data, a.n_cols, slab, unit);
+    fl_unit_row<TYPE> w = fl_unit_load<TYPE>(u, lane);
     uint32_t words[8];
-    fl_unit_words<TYPE>(u, lane, words);
+    fl_unit_open<TYPE>(w, words);
 #pragma unroll
     for (int h = 0; h < halves; h++) {
-        round.scales[team * halves + h][lane] = fl_unit_scale<TYPE>(u, h, lane);
+        round.scales[team * halves + h][lane] = fl_unit_scale<TYPE>(w, h);
     }
     if (fl_has_mins(TYPE)) {
-        round.mins[team][lane] = fl_unit_min<TYPE>(u, lane);
+        round.mins[team][lane] = fl_unit_min<TYPE>(w);
     }
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
@@ -191,8 +197,7 @@ __device__ __forceinline__ void fl_packed_unit(const fl_device_product &a, const
         int x[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
         for (int h = 0; h < halves; h++) {
-            int sum = halves == 2 ? a.integers.sums[2 * at + h] : a.integers.sums[2 * at] + a.integers.sums[2 * at + 1];
-            sum *= -fl_offset(TYPE);
+            int sum = 0;
 #pragma unroll
             for (int i = 8 / halves * h; i < 8 / halves * (h + 1); i++) {
                 sum = __dp4a((int)words[i], x[i], sum);
@@ -259,12 +264,224 @@ int fl_packed_launch(fl_device *d, const fl_device_product *a) {
     return fl_launch(d, fl_packed_kernel<TYPE, MATRICES, ROWS>, grid, FL_PACKED_THREADS, 0, *a);
 }
 
+/* ---- Packed, many rows -- */
+
+#define FL_TILE 64 /* rows of x, and of W */
+#define FL_TILE_THREADS 128
+#define FL_TILE_UNITS 4 /* of a stage */
+#define FL_TILE_PAD 8   /* so that the scales of units of a row meet different banks */
+#define FL_FEW_ROWS 16  /* up to here the other kernel is used */
+
+/* What meets one another, of so many units. Quads of a part, which is a unit or half of one, lie together:
+ * [part][row][quad]; behind each part is room for a row, so that parts of a row meet different banks. */
+template <int TYPE>
+struct fl_stage {
+    static constexpr int halves = fl_halves(TYPE), quads = 8 / halves, parts = FL_TILE_UNITS * halves;
+    static constexpr int mins_units = fl_has_mins(TYPE) ? FL_TILE_UNITS : 1;
+    alignas(16) uint32_t x[parts][FL_TILE + 1][quads], w[parts][FL_TILE + 1][quads];
+    float x_scales[FL_TILE_UNITS][FL_TILE + FL_TILE_PAD], w_scales[parts][FL_TILE];
+    float x_minus[mins_units][FL_TILE + FL_TILE_PAD], w_mins[mins_units][FL_TILE];
+};
+
+/* Where four quads of a row begin. In every other four rows both halves of a unit have changed places: so eight rows of
+ * one half meet all banks. */
+template <int QUADS>
+__device__ __forceinline__ uint32_t fl_quads_at(uint32_t row, uint32_t half) {
+    return QUADS == 8 ? (half ^ row / 4 % 2) * 4 : 0;
+}
+
+/* Rows [first, first + FL_TILE) of x, the last one again behind n, to a stage. */
+template <int TYPE>
+__device__ __forceinline__ void fl_stage_x(const fl_device_product &a, uint32_t first, uint32_t n, uint32_t unit,
+                                           fl_stage<TYPE> &to) {
+    constexpr uint32_t halves = fl_halves(TYPE), per_row = 2 * FL_TILE_UNITS;
+    uint32_t n_units = fl_units(a.n_cols);
+#pragma unroll
+    for (uint32_t i = 0; i < FL_TILE * per_row / FL_TILE_THREADS; i++) { /* sixteen numbers each */
+        uint32_t row = (threadIdx.x + i * FL_TILE_THREADS) / per_row, half = threadIdx.x % per_row;
+        size_t at = (size_t)min(first + row, n - 1) * n_units + unit + half / 2;
+        if (unit + half / 2 < n_units) {
+            uint32_t part = halves == 2 ? half : half / 2, quad = fl_quads_at<8 / halves>(row, half % 2);
+            fl_copy<16>(&to.x[part][row][quad], a.integers.q + at * FL_UNIT + half % 2 * FL_LANES);
+        }
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < FL_TILE * FL_TILE_UNITS / FL_TILE_THREADS; i++) {
+        uint32_t row = (threadIdx.x + i * FL_TILE_THREADS) / FL_TILE_UNITS, u = threadIdx.x % FL_TILE_UNITS;
+        size_t at = (size_t)min(first + row, n - 1) * n_units + unit + u;
+        if (unit + u < n_units) {
+            fl_copy<4>(&to.x_scales[u][row], a.integers.scales + at);
+            if (fl_has_mins(TYPE)) {
+                fl_copy<4>(&to.x_minus[fl_has_mins(TYPE) ? u : 0][row], a.integers.minus + at);
+            }
+        }
+    }
+}
+
+/* What a thread has of the W of a stage: one row of the tile in every other unit. */
+#define FL_TILE_EACH (FL_TILE * FL_TILE_UNITS / FL_TILE_THREADS)
+
+/* Slabs of gate and of up take turns, so that a warp has both of an output. */
+template <int TYPE, int MATRICES>
+__device__ __forceinline__ void fl_stage_load(const fl_device_product &a, const fl_place &p, uint32_t unit,
+                                              fl_unit_row<TYPE> w[FL_TILE_EACH]) {
+    uint32_t row = threadIdx.x % FL_TILE, slab = row / FL_LANES, matrix = slab % MATRICES, n_units = fl_units(a.n_cols);
+    const fl_device_part &part = a.parts[p.part + matrix];
+    slab = min(p.block * (FL_TILE / FL_LANES / MATRICES) + slab / MATRICES, (part.n_rows - 1) / FL_LANES);
+    fl_unit u = fl_unit_of(TYPE, part.data, a.n_cols, slab, unit); /* whose chunk has all of the stage */
+#pragma unroll
+    for (uint32_t i = 0; i < FL_TILE_EACH; i++) { /* behind the last unit: that again */
+        uint32_t at = min(unit + threadIdx.x / FL_TILE + i * (FL_TILE_THREADS / FL_TILE), n_units - 1);
+        u.unit = at % FL_CHUNK_UNITS;
+        w[i] = fl_unit_load<TYPE>(u, row % FL_LANES);
+    }
+}
+
+template <int TYPE>
+__device__ __forceinline__ void fl_stage_open(const fl_unit_row<TYPE> w[FL_TILE_EACH], fl_stage<TYPE> &to) {
+    constexpr int halves = fl_halves(TYPE), quads = 8 / halves;
+    uint32_t row = threadIdx.x % FL_TILE;
+#pragma unroll
+    for (uint32_t i = 0; i < FL_TILE_EACH; i++) {
+        uint32_t words[8], u = threadIdx.x / FL_TILE + i * (FL_TILE_THREADS / FL_TILE);
+        fl_unit_open<TYPE>(w[i], words);
+#pragma unroll
+        for (int j = 0; j < 8; j += 4) {
+            uint4 four = make_uint4(words[j], words[j + 1], words[j + 2], words[j + 3]);
+            *(uint4 *)&to.w[u * halves + j / quads][row][fl_quads_at<quads>(row, j / 4)] = four;
+        }
+#pragma unroll
+        for (int h = 0; h < halves; h++) {
+            to.w_scales[u * halves + h][row] = fl_unit_scale<TYPE>(w[i], h);
+        }
+        if (fl_has_mins(TYPE)) {
+            to.w_mins[fl_has_mins(TYPE) ? u : 0][row] = fl_unit_min<TYPE>(w[i]);
+        }
+    }
+}
+
+/* 32 rows of a part as fl_mma takes them: two times sixteen as its a, or four times eight as its b. */
+template <int QUADS, bool AS_A>
+__device__ __forceinline__ void fl_part_load(const uint32_t part[FL_TILE + 1][QUADS], uint32_t first,
+                                             uint32_t quads[QUADS]) {
+    uint32_t lane = threadIdx.x % FL_WARP, tile = lane / 8, half = QUADS == 4 ? 0 : AS_A ? tile / 2 : tile % 2;
+    uint32_t row = first + (QUADS == 4 ? tile : AS_A ? tile % 2 : tile / 2) * 8 + lane % 8;
+#pragma unroll
+    for (int i = 0; i < QUADS; i += 4) {
+        fl_load_tiles(quads + i, &part[row + 4 * i][fl_quads_at<QUADS>(row, half)]);
+    }
+}
+
+/* A sum that starts here is, read as a float, itself and 1.5 * 2^23: no sum of a unit comes near 2^22. */
+#define FL_SUM_START 0x4B400000
+
+__device__ __forceinline__ float fl_sum_float(int sum) {
+    return __fsub_rn(__int_as_float(sum), 12582912.0f);
+}
+
+/* totals += one unit of a quarter of the tile: rows 16m + g, 16m + g + 8 of x, rows 8o + 2t, 8o + 2t + 1 of W. */
+template <int TYPE>
+__device__ __forceinline__ void fl_tile_unit(const fl_stage<TYPE> &s, uint32_t u, float totals[2][4][4]) {
+    constexpr int halves = fl_halves(TYPE), quads = 8 / halves;
+    uint32_t g = threadIdx.x % FL_WARP / 4, t = threadIdx.x % 4, warp = threadIdx.x / FL_WARP;
+    uint32_t x_row = warp / 2 * 32 + g, w_row = warp % 2 * 32;
+#pragma unroll
+    for (int h = 0; h < halves; h++) {
+        uint32_t part = u * halves + h, a[quads], b[quads];
+        float2 scales[4];
+        fl_part_load<quads, true>(s.x[part], warp / 2 * 32, a);
+        fl_part_load<quads, false>(s.w[part], w_row, b);
+#pragma unroll
+        for (int o = 0; o < 4; o++) {
+            scales[o] = *(const float2 *)&s.w_scales[part][w_row + 8 * o + 2 * t];
+        }
+#pragma unroll
+        for (int m = 0; m < 2; m++) {
+            float x_scales[2] = {s.x_scales[u][x_row + 16 * m], s.x_scales[u][x_row + 16 * m + 8]};
+#pragma unroll
+            for (int o = 0; o < 4; o++) {
+                int sums[4];
+                fl_mma<quads>(sums, a + quads / 2 * m, b + quads / 4 * o, FL_SUM_START);
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    float both = __fmul_rn(i % 2 == 0 ? scales[o].x : scales[o].y, x_scales[i / 2]);
+                    totals[m][o][i] = __fmaf_rn(fl_sum_float(sums[i]), both, totals[m][o][i]);
+                }
+            }
+        }
+    }
+    if (fl_has_mins(TYPE)) {
+#pragma unroll
+        for (int i = 0; i < 32; i++) {
+            int m = i / 16, o = i / 4 % 4;
+            float min = s.w_mins[fl_has_mins(TYPE) ? u : 0][w_row + 8 * o + 2 * t + i % 2];
+            float minus = s.x_minus[fl_has_mins(TYPE) ? u : 0][x_row + 16 * m + i % 4 / 2 * 8];
+            totals[m][o][i % 4] = __fmaf_rn(min, minus, totals[m][o][i % 4]);
+        }
+    }
+}
+
+/* A quarter of a tile to y. */
+template <int MATRICES>
+__device__ __forceinline__ void fl_tile_put(const fl_device_product &a, const fl_place &p, uint32_t first, uint32_t n,
+                                            const float totals[2][4][4]) {
+    uint32_t g = threadIdx.x % FL_WARP / 4, t = threadIdx.x % 4, warp = threadIdx.x / FL_WARP;
+    uint32_t row = first + warp / 2 * 32 + g, out = p.block * (FL_TILE / MATRICES) + warp % 2 * (32 / MATRICES) + 2 * t;
+#pragma unroll
+    for (int i = 0; i < 32 / MATRICES; i++) {
+        int m = i / (16 / MATRICES), o = i / 4 % (4 / MATRICES);
+        uint32_t r = row + 16 * m + i % 4 / 2 * 8, at = out + 8 * o + i % 2;
+        if (r < n && at < a.parts[p.part].n_rows) {
+            fl_put(a, p, r, at, totals[m][o][i % 4], totals[m][o + 4 - 4 / MATRICES][i % 4]);
+        }
+    }
+}
+
+template <int TYPE, int MATRICES>
+__global__ void __launch_bounds__(FL_TILE_THREADS) fl_tile_kernel(fl_device_product a) {
+    __shared__ fl_stage<TYPE> stages[2];
+    uint32_t n = *a.n, first = blockIdx.y * FL_TILE, n_units = fl_units(a.n_cols), now = 0;
+    if (first >= n) {
+        return;
+    }
+    fl_place p = fl_place_of(a, blockIdx.x, FL_TILE / MATRICES);
+    bool has_rows = first + threadIdx.x / FL_WARP / 2 * 32 < n; /* the same for a warp */
+    float totals[2][4][4];
+#pragma unroll
+    for (int i = 0; i < 32; i++) {
+        totals[i / 16][i / 4 % 4][i % 4] = 0;
+    }
+    fl_unit_row<TYPE> w[FL_TILE_EACH];
+    fl_stage_x<TYPE>(a, first, n, 0, stages[0]);
+    fl_stage_load<TYPE, MATRICES>(a, p, 0, w);
+    for (uint32_t unit = 0; unit < n_units; unit += FL_TILE_UNITS, now ^= 1) {
+        fl_stage_open<TYPE>(w, stages[now]); /* who still multiplies has the other one */
+        fl_copied();
+        __syncthreads();
+        if (unit + FL_TILE_UNITS < n_units) {
+            fl_stage_x<TYPE>(a, first, n, unit + FL_TILE_UNITS, stages[now ^ 1]);
+            fl_stage_load<TYPE, MATRICES>(a, p, unit + FL_TILE_UNITS, w);
+        }
+        for (uint32_t u = 0; has_rows && u < min(n_units - unit, (uint32_t)FL_TILE_UNITS); u++) {
+            fl_tile_unit<TYPE>(stages[now], u, totals);
+        }
+    }
+    fl_tile_put<MATRICES>(a, p, first, n, totals);
+}
+
+template <int TYPE, int MATRICES>
+int fl_tile_launch(fl_device *d, const fl_device_product *a) {
+    dim3 grid(fl_places(a, FL_TILE / MATRICES), fl_blocks(a->most, FL_TILE), 1);
+    return fl_launch(d, fl_tile_kernel<TYPE, MATRICES>, grid, FL_TILE_THREADS, 0, *a);
+}
+
 template <int TYPE, int MATRICES>
 int fl_packed_product(fl_device *d, const fl_device_product *a) {
-    return a->most == 1   ? fl_packed_launch<TYPE, MATRICES, 1>(d, a)
-           : a->most == 2 ? fl_packed_launch<TYPE, MATRICES, 2>(d, a)
-           : a->most <= 4 ? fl_packed_launch<TYPE, MATRICES, 4>(d, a)
-                          : fl_packed_launch<TYPE, MATRICES, 8>(d, a);
+    return a->most == 1             ? fl_packed_launch<TYPE, MATRICES, 1>(d, a)
+           : a->most == 2           ? fl_packed_launch<TYPE, MATRICES, 2>(d, a)
+           : a->most <= 4           ? fl_packed_launch<TYPE, MATRICES, 4>(d, a)
+           : a->most <= FL_FEW_ROWS ? fl_packed_launch<TYPE, MATRICES, 8>(d, a)
+                                    : fl_tile_launch<TYPE, MATRICES>(d, a);
 }
 
 /* ---- Either -- */

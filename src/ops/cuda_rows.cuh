@@ -35,9 +35,6 @@ __device__ __forceinline__ void fl_integers_unit(const fl_device_rows &a, float 
     int half = fl_lanes_isum((int)q), all = half + __shfl_xor_sync(FL_EVERY, half, FL_LANES);
     float scale = inverse != 0 ? __fdiv_rn(largest, 127.0f) : 0.0f;
     a.integers.q[at * FL_UNIT + lane] = (int8_t)(int)q;
-    if (lane % FL_LANES == 0) {
-        a.integers.sums[2 * at + lane / FL_LANES] = half;
-    }
     if (lane == 0) {
         a.integers.scales[at] = broken ? __uint_as_float(0x7FC00000u) : scale;
         a.integers.minus[at] = __fmul_rn(-scale, (float)all);

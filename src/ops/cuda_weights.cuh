@@ -96,11 +96,6 @@ __host__ __device__ constexpr bool fl_has_mins(int type) {
     return type == FL_DEVICE_Q4_K || type == FL_DEVICE_Q5_K || type == FL_DEVICE_Q4_ZERO;
 }
 
-/* What its numbers, as fl_unit_words gives them, have too much. */
-__host__ __device__ constexpr int fl_offset(int type) {
-    return type == FL_DEVICE_Q4 ? 8 : type == FL_DEVICE_Q6_K ? 32 : 0;
-}
-
 /* Bytes of sixteen rows of n units: of scales and all else in front of the quads, and of these. */
 __host__ __device__ constexpr size_t fl_head_bytes(int type, uint32_t n_units) {
     return type == FL_DEVICE_Q8_ROW  ? 0
@@ -146,70 +141,93 @@ __device__ __forceinline__ uint32_t fl_word(const unsigned char *at) {
     return *(const uint32_t *)at;
 }
 
-/* The quads of a row: four numbers each, signed bytes. */
-template <int TYPE>
-__device__ __forceinline__ void fl_unit_words(const fl_unit &u, uint32_t row, uint32_t words[8]) {
-    const unsigned char *quads = u.slab + fl_head_bytes(TYPE, u.n_units) + row * 4;
-    if (fl_is_wide(TYPE)) {
-        quads += u.unit * 8 * FL_QUAD_BYTES;
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            words[i] = fl_word(quads + i * FL_QUAD_BYTES) ^ 0x80808080u;
-        }
-        return;
-    }
-    constexpr int planes = TYPE == FL_DEVICE_Q5_K ? 1 : TYPE == FL_DEVICE_Q6_K ? 2 : 0;
-    const unsigned char *halves = quads + u.unit * 4 * FL_QUAD_BYTES;
-    const unsigned char *plane = quads + (FL_CHUNK_UNITS * 4 + u.unit * planes) * FL_QUAD_BYTES;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        uint32_t both = fl_word(halves + i * FL_QUAD_BYTES);
-        words[i] = both & 0x0F0F0F0Fu;
-        words[4 + i] = both >> 4 & 0x0F0F0F0Fu;
-    }
-    if (planes == 1) {
-        uint32_t bits = fl_word(plane);
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            words[i] |= (bits >> i & 0x01010101u) << 4;
-        }
-    } else if (planes == 2) {
-        uint32_t low = fl_word(plane), high = fl_word(plane + FL_QUAD_BYTES);
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            words[i] |= (low >> 2 * i & 0x03030303u) << 4;
-            words[4 + i] |= (high >> 2 * i & 0x03030303u) << 4;
-        }
-    }
+__device__ __forceinline__ uint32_t fl_short(const unsigned char *at, uint32_t i) {
+    return ((const unsigned short *)at)[i];
 }
 
-__device__ __forceinline__ float fl_half_at(const unsigned char *at, uint32_t i) {
-    return fl_f16(((const unsigned short *)at)[i]);
-}
+/* One row of a unit as it lies. */
+template <int TYPE>
+struct fl_unit_row {
+    uint32_t words[fl_unit_bytes(TYPE) / FL_QUAD_BYTES]; /* of quads or halves, then of planes */
+    uint32_t scale;   /* q8_row: a float; others: f16, and of q4_k and q5_k above it dmin */
+    uint32_t factors; /* bytes: scale and min, the scales of two half units, or the zero point */
+};
 
 template <int TYPE>
-__device__ __forceinline__ float fl_unit_scale(const fl_unit &u, uint32_t half, uint32_t row) {
-    const signed char *bytes = (const signed char *)u.slab;
+__device__ __forceinline__ fl_unit_row<TYPE> fl_unit_load(const fl_unit &u, uint32_t row) {
+    constexpr int whole = fl_is_wide(TYPE) ? 8 : 4, all = (int)(fl_unit_bytes(TYPE) / FL_QUAD_BYTES);
+    const unsigned char *quads = u.slab + fl_head_bytes(TYPE, u.n_units) + row * 4, *bytes = u.slab + row;
+    fl_unit_row<TYPE> r;
+#pragma unroll
+    for (int i = 0; i < whole; i++) {
+        r.words[i] = fl_word(quads + (u.unit * whole + i) * FL_QUAD_BYTES);
+    }
+#pragma unroll
+    for (int i = whole; i < all; i++) { /* planes stand behind the halves of all units of a chunk */
+        r.words[i] = fl_word(quads + (FL_CHUNK_UNITS * whole + u.unit * (all - whole) + i - whole) * FL_QUAD_BYTES);
+    }
+    r.factors = 0;
     switch (TYPE) {
-    case FL_DEVICE_Q8_ROW: return u.row_scales[row];
+    case FL_DEVICE_Q8_ROW: r.scale = __float_as_uint(u.row_scales[row]); break;
     case FL_DEVICE_Q4_K:
     case FL_DEVICE_Q5_K:
-        return __fmul_rn(fl_half_at(u.slab, row), (float)bytes[4 * FL_LANES + u.unit * FL_LANES + row]);
+        r.scale = fl_short(u.slab, row) | fl_short(u.slab, FL_LANES + row) << 16;
+        r.factors = bytes[(4 + u.unit) * FL_LANES] | (uint32_t)bytes[(12 + u.unit) * FL_LANES] << 8;
+        break;
     case FL_DEVICE_Q6_K:
-        return __fmul_rn(fl_half_at(u.slab, row), (float)bytes[2 * FL_LANES + (2 * u.unit + half) * FL_LANES + row]);
-    default: return fl_half_at(u.slab, u.unit * FL_LANES + row);
+        r.scale = fl_short(u.slab, row);
+        r.factors = bytes[(2 + 2 * u.unit) * FL_LANES] | (uint32_t)bytes[(3 + 2 * u.unit) * FL_LANES] << 8;
+        break;
+    default:
+        r.scale = fl_short(u.slab, u.unit * FL_LANES + row);
+        if (TYPE == FL_DEVICE_Q4_ZERO) {
+            r.factors = bytes[(2 * u.n_units + u.unit) * FL_LANES];
+        }
     }
+    return r;
+}
+
+/* Its quads: four numbers each, signed bytes. What unsigned ones have too much goes in each byte; none carries. */
+template <int TYPE>
+__device__ __forceinline__ void fl_unit_open(const fl_unit_row<TYPE> &r, uint32_t words[8]) {
+    constexpr int offset = TYPE == FL_DEVICE_Q4 ? 8 : TYPE == FL_DEVICE_Q6_K ? 32 : 0;
+    constexpr int planes = (int)(fl_unit_bytes(TYPE) / FL_QUAD_BYTES) - 4;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        if (fl_is_wide(TYPE)) {
+            words[i] = r.words[i] ^ 0x80808080u;
+            continue;
+        }
+        words[i] = r.words[i % 4] >> i / 4 * 4 & 0x0F0F0F0Fu;
+        if (planes == 1) {
+            words[i] |= (r.words[4 * (planes == 1)] >> i & 0x01010101u) << 4;
+        } else if (planes == 2) {
+            words[i] |= (r.words[planes == 2 ? 4 + i / 4 : 0] >> i % 4 * 2 & 0x03030303u) << 4;
+        }
+        if (offset != 0) {
+            words[i] = (words[i] + (128 - offset) * 0x01010101u) ^ 0x80808080u;
+        }
+    }
+}
+
+__device__ __forceinline__ float fl_factor(uint32_t factors, uint32_t i) {
+    return (float)(signed char)(factors >> 8 * i & 255u);
+}
+
+template <int TYPE>
+__device__ __forceinline__ float fl_unit_scale(const fl_unit_row<TYPE> &r, uint32_t half) {
+    if (TYPE == FL_DEVICE_Q8_ROW) {
+        return __uint_as_float(r.scale);
+    }
+    float scale = fl_f16(r.scale & 0xFFFFu);
+    return fl_is_k(TYPE) ? __fmul_rn(scale, fl_factor(r.factors, half)) : scale;
 }
 
 /* What is taken off. */
 template <int TYPE>
-__device__ __forceinline__ float fl_unit_min(const fl_unit &u, uint32_t row) {
-    const signed char *bytes = (const signed char *)u.slab;
-    if (TYPE == FL_DEVICE_Q4_ZERO) {
-        return __fmul_rn(fl_unit_scale<TYPE>(u, 0, row),
-                         (float)bytes[2 * FL_LANES * u.n_units + u.unit * FL_LANES + row]);
-    }
-    return __fmul_rn(fl_half_at(u.slab + 2 * FL_LANES, row), (float)bytes[12 * FL_LANES + u.unit * FL_LANES + row]);
+__device__ __forceinline__ float fl_unit_min(const fl_unit_row<TYPE> &r) {
+    constexpr int zero = TYPE == FL_DEVICE_Q4_ZERO;
+    return __fmul_rn(fl_f16(zero ? r.scale & 0xFFFFu : r.scale >> 16), fl_factor(r.factors, zero ? 0 : 1));
 }
 
 /* One number of a packed matrix. */
@@ -217,15 +235,15 @@ template <int TYPE>
 __device__ __forceinline__ float fl_packed_at(const void *data, uint32_t n_cols, size_t row, uint32_t column) {
     fl_unit u = fl_unit_of(TYPE, data, n_cols, row / FL_LANES, column / FL_UNIT);
     uint32_t words[8], in = column % FL_UNIT, lane = (uint32_t)(row % FL_LANES);
-    fl_unit_words<TYPE>(u, lane, words);
+    fl_unit_row<TYPE> r = fl_unit_load<TYPE>(u, lane);
+    fl_unit_open<TYPE>(r, words);
     uint32_t word = 0;
 #pragma unroll
     for (uint32_t i = 0; i < 8; i++) {
         word = i == in / 4 ? words[i] : word;
     }
-    int q = (int)(signed char)(word >> in % 4 * 8 & 255u) - fl_offset(TYPE);
-    float y = __fmul_rn((float)q, fl_unit_scale<TYPE>(u, fl_halves(TYPE) == 2 ? in / 16 : 0, lane));
-    return fl_has_mins(TYPE) ? __fsub_rn(y, fl_unit_min<TYPE>(u, lane)) : y;
+    float y = __fmul_rn(fl_factor(word, in % 4), fl_unit_scale<TYPE>(r, fl_halves(TYPE) == 2 ? in / 16 : 0));
+    return fl_has_mins(TYPE) ? __fsub_rn(y, fl_unit_min<TYPE>(r)) : y;
 }
 
 __device__ __forceinline__ float fl_weight_at(int type, const void *data, uint32_t n_cols, size_t row,

@@ -79,7 +79,6 @@ typedef struct fl_device_integers {
     int8_t *q;      /* (rows, units, 32) */
     float *scales;  /* (rows, units) */
     float *minus;   /* (rows, units) -scale times the sum of a unit */
-    int32_t *sums;  /* (rows, units, 2) of half units */
 } fl_device_integers;
 
 /* Rows made ready for a product: normed, as integers, both, or neither. */

@@ -304,6 +304,76 @@ SHIM_ORDERED(unsigned long long)
 static inline float min(float a, float b) { return fminf(a, b); }
 static inline float max(float a, float b) { return fmaxf(a, b); }
 
+/* ---- Tensor cores, copies to shared memory --------------------------------------------------- */
+
+/* What folollm_kernels.cu writes in PTX: see fl_mma, fl_load_tiles, fl_copy and fl_copied there. */
+#define FL_TENSOR_CORES
+
+struct shim_lane { /* what it shows the others of its warp */
+    uint32_t a[4], b[2];
+    const uint32_t *row;
+};
+
+struct shim_copies { /* of a thread, that it has not waited for */
+    struct {
+        void *to;
+        const void *from;
+        size_t n;
+    } copies[64];
+    unsigned n;
+};
+
+shim_lane *shim_warp_lanes(void);       /* for what the warp does next */
+shim_lane *shim_warp_product(void);     /* which counts */
+/* With room for one more, of so many bytes. */
+shim_copies *shim_thread_copies(const void *to, const void *from, size_t n);
+
+/* mma.m16n8k16 and mma.m16n8k32 of signed bytes: every lane shows what it holds, then takes the quads it needs. */
+template <int QUADS> static inline void fl_mma(int sums[4], const uint32_t *a, const uint32_t *b, int start) {
+    static_assert(QUADS == 4 || QUADS == 8, "");
+    shim_lane *lanes = shim_warp_product();
+    unsigned lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    memcpy(lanes[lane].a, a, QUADS / 2 * sizeof *a);
+    memcpy(lanes[lane].b, b, QUADS / 4 * sizeof *b);
+    __syncwarp();
+    for (unsigned i = 0; i < 4; i++) {
+        unsigned sum = (unsigned)start;
+        for (unsigned quad = 0; quad < QUADS; quad++) {
+            uint32_t of_a = lanes[4 * g + quad % 4].a[i / 2 + quad / 4 * 2];
+            uint32_t of_b = lanes[4 * (2 * t + i % 2) + quad % 4].b[quad / 4];
+            sum = (unsigned)__dp4a((int)of_a, (int)of_b, (int)sum);
+        }
+        sums[i] = (int)sum;
+    }
+}
+
+/* ldmatrix.m8n8.x4 */
+static inline void fl_load_tiles(uint32_t quads[4], const uint32_t *row) {
+    shim_lane *lanes = shim_warp_lanes();
+    unsigned lane = threadIdx.x % 32;
+    lanes[lane].row = row;
+    __syncwarp();
+    for (unsigned i = 0; i < 4; i++) {
+        quads[i] = lanes[8 * i + lane / 4].row[lane % 4];
+    }
+}
+
+/* The place holds 0xFF until the thread has waited. */
+template <int BYTES> static inline void fl_copy(void *to, const void *from) {
+    static_assert(BYTES == 4 || BYTES == 16, "");
+    shim_copies *pending = shim_thread_copies(to, from, BYTES);
+    memset(to, 0xFF, BYTES);
+    pending->copies[pending->n++] = {to, from, BYTES};
+}
+
+static inline void fl_copied(void) {
+    shim_copies *pending = shim_thread_copies(nullptr, nullptr, 0);
+    for (unsigned i = 0; i < pending->n; i++) {
+        memcpy(pending->copies[i].to, pending->copies[i].from, pending->copies[i].n);
+    }
+    pending->n = 0;
+}
+
 /* ---- The runtime ----------------------------------------------------------------------------- */
 
 #define SHIM_ERRORS(X)                                                                                                 \

@@ -212,7 +212,10 @@ static Warp warps[32];
 static Thread *ready[1024]; /* a ring of those that can run */
 static unsigned ready_at, n_ready, n_threads, n_returned, n_at_barrier, n_barriers;
 static int barrier_line;
-static uint64_t order, random_state, n_threads_run;
+static uint64_t order, random_state, n_threads_run, n_products;
+static shim_lane lanes[2][1024]; /* in turns, so that one wait of the warp parts what it does next from what it did */
+static unsigned char lane_turns[1024];
+static shim_copies copies[1024];
 
 static const char *const warp_names[] = {"__syncwarp", "a vote", "__shfl_sync", "__shfl_up_sync", "__shfl_down_sync",
                                          "__shfl_xor_sync"};
@@ -403,6 +406,7 @@ static void run_block(void) {
         Thread *t = &threads[i];
         t->fiber = nullptr;
         t->number = i;
+        copies[i].n = lane_turns[i] = 0;
         t->index = uint3{i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
         warps[i / 32].exist |= 1u << i % 32;
     }
@@ -584,6 +588,29 @@ unsigned shim_active_mask(void) {
     check_in_kernel("__activemask");
     const Warp *w = &warps[now->number / 32];
     return w->exist & ~w->returned;
+}
+
+shim_lane *shim_warp_lanes(void) {
+    check_in_kernel("what a warp does together");
+    return &lanes[lane_turns[now->number]++ % 2][now->number / 32 * 32];
+}
+
+shim_lane *shim_warp_product(void) {
+    shim_lane *of_warp = shim_warp_lanes();
+    n_products += now->number % 32 == 0;
+    return of_warp;
+}
+
+shim_copies *shim_thread_copies(const void *to, const void *from, size_t n) {
+    check_in_kernel("a copy to shared memory");
+    shim_copies *pending = &copies[now->number];
+    if (n > 0 && ((uintptr_t)to | (uintptr_t)from) % n != 0) {
+        fault("a copy to shared memory is not aligned to its bytes");
+    }
+    if (n > 0 && pending->n == sizeof pending->copies / sizeof pending->copies[0]) {
+        fault("too many copies to shared memory that nobody waited for");
+    }
+    return pending;
 }
 
 void shim_fence(void) {
@@ -1864,6 +1891,7 @@ extern "C" shim_counts shim_get_counts(void) {
     Runtime *r = runtime();
     std::lock_guard<std::mutex> held(r->lock);
     r->counts.threads = n_threads_run;
+    r->counts.products = n_products;
     return r->counts;
 }
 
@@ -1872,7 +1900,7 @@ extern "C" void shim_clear_counts(void) {
     std::lock_guard<std::mutex> held(r->lock);
     shim_counts live = r->counts;
     memset(&r->counts, 0, sizeof r->counts);
-    n_threads_run = 0;
+    n_threads_run = n_products = 0;
     r->counts.live_bytes = r->counts.peak_bytes = live.live_bytes;
     r->counts.live_allocations = live.live_allocations;
     r->counts.live_host_bytes = live.live_host_bytes;
@@ -1906,7 +1934,7 @@ extern "C" void shim_reset(void) {
     delete_all(&r->graphs);
     delete_all(&r->execs);
     set_defaults(r);
-    n_threads_run = 0;
+    n_threads_run = n_products = 0;
     last_error = cudaSuccess;
     current_device = 0;
 }

@@ -46,6 +46,7 @@ typedef struct shim_counts {
     uint64_t synchronisations;                  /* of a stream, an event or the device, and copies that are not async */
     uint64_t bad_frees;                         /* of pointers and handles that are not live */
     uint64_t threads;                           /* that ran to their end */
+    uint64_t products;                          /* of matrices, by warps on tensor cores */
     /* Now: what a program must have given back when it is done. */
     uint64_t live_bytes, live_allocations, live_host_bytes, live_host_allocations;
     uint64_t live_streams, live_events, live_graphs, live_execs;
