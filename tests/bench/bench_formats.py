@@ -269,7 +269,9 @@ def plan(a, path, asked):
     said = dict(line.split(None, 1) for line in run(command(a, "info", path, asked))[0].splitlines() if " " in line)
     kept = sum(int(said[k].split()[0]) for k in ("allocated", "mapped"))
     types = said["stored"] if said["weights"] == "mixed" else said["weights"]
-    types += ", " + said["quantised"].rpartition(": ")[2] if "quantised" in said else ""
+    if "quantised" in said:
+        others, types = types, said["quantised"].rpartition(": ")[2]
+        types = types if types.startswith(others) else f"{others}, {types}"
     return types, kept - ROWS_OF_LOGITS * 4 * int(said["vocabulary"])
 
 
