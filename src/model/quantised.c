@@ -487,20 +487,38 @@ static float fl_quant_float8(uint8_t byte) {
     return fl_float_of_bits(sign | fl_bits_of_float((float)fraction / 512));
 }
 
-FL_LOCAL void fl_quantised_floats(const fl_quantised *q, size_t row, float *x) {
+static void fl_quant_floats_of_float8(const fl_quantised *q, size_t row, float *x) {
+    const uint8_t *from = q->data[FL_QUANT_WEIGHT] + row * q->n_cols;
+    for (size_t first = 0; first < q->n_cols; first += q->group) {
+        float scale = fl_quant_scale(q, row, first / q->group);
+        for (size_t i = first; i < q->n_cols && i - first < q->group; i++) {
+            x[i] = fl_quant_float8(from[i]) * scale;
+        }
+    }
+}
+
+/* Four bits choose a number of a table. Blocks with a scale go on from row to row. */
+static void fl_quant_floats_of_table(const fl_quantised *q, size_t row, float *x) {
     const uint8_t *from = q->data[FL_QUANT_WEIGHT];
+    float table[16], scale = 0;
+    for (size_t i = 0; i < FL_COUNT(table); i++) {
+        table[i] = fl_quant_float(q, FL_QUANT_TABLE, i);
+    }
+    for (size_t i = 0, at = row * q->n_cols; i < q->n_cols; i++, at++) {
+        if (i == 0 || at % q->block == 0) {
+            scale = fl_quant_block_scale(q, at / q->block);
+        }
+        x[i] = table[at % 2 == 0 ? from[at / 2] >> 4 : from[at / 2] & 15] * scale;
+    }
+}
+
+FL_LOCAL void fl_quantised_floats(const fl_quantised *q, size_t row, float *x) {
     if (fl_quant_has_integers(q)) {
         fl_quant_floats_of_integers(q, row, x);
-        return;
-    }
-    for (size_t i = 0; i < q->n_cols; i++) {
-        size_t at = row * q->n_cols + i;
-        if (q->how->format != FL_QUANT_BITSANDBYTES_4) {
-            x[i] = fl_quant_float8(from[at]) * fl_quant_scale(q, row, i / q->group);
-        } else {
-            uint8_t bits = at % 2 == 0 ? from[at / 2] >> 4 : from[at / 2] & 15;
-            x[i] = fl_quant_float(q, FL_QUANT_TABLE, bits) * fl_quant_block_scale(q, at / q->block);
-        }
+    } else if (q->how->format != FL_QUANT_BITSANDBYTES_4) {
+        fl_quant_floats_of_float8(q, row, x);
+    } else {
+        fl_quant_floats_of_table(q, row, x);
     }
 }
 
