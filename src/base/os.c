@@ -155,19 +155,23 @@ static void fl_os_close(intptr_t file) {
     close((int)file);
 }
 
+/* For the whole pages among n_bytes at p. */
+static void fl_os_advise(uintptr_t p, size_t n_bytes, int advice) {
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), skip = (size_t)(0 - p) % page;
+    if (n_bytes > skip + page) {
+        madvise((void *)(p + skip), (n_bytes - skip) / page * page, advice);
+    }
+}
+
 FL_LOCAL void fl_file_forget(const fl_file *f, uint64_t offset, uint64_t n_bytes) {
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), skip = (size_t)(0 - offset) % page;
-    if (f->os_mapped && n_bytes > skip + page) {
-        madvise((void *)(uintptr_t)(f->map + offset + skip), (size_t)(n_bytes - skip) / page * page, MADV_DONTNEED);
+    if (f->os_mapped) { /* so that all of it has an address */
+        fl_os_advise((uintptr_t)(f->map + offset), (size_t)n_bytes, MADV_DONTNEED);
     }
 }
 
 FL_LOCAL void fl_want_huge_pages(void *p, size_t n_bytes) {
 #if defined(MADV_HUGEPAGE)
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), skip = (size_t)(0 - (uintptr_t)p) % page;
-    if (n_bytes > skip + page) {
-        madvise((uint8_t *)p + skip, (n_bytes - skip) / page * page, MADV_HUGEPAGE);
-    }
+    fl_os_advise((uintptr_t)p, n_bytes, MADV_HUGEPAGE);
 #else
     (void)p;
     (void)n_bytes;

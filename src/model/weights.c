@@ -707,7 +707,7 @@ FL_LOCAL folollm_status fl_weights_load(fl_memory *m, fl_weights *w, uint32_t n_
         fl_converter_close(m, &converter);
         FL_TRY(status);
     }
-    if (w->arena.block != NULL && fl_memory_is_default(m)) { /* now, for loading would wait until there are some */
+    if (fl_memory_is_default(m)) { /* now, for loading would wait until there are some */
         fl_want_huge_pages(w->arena.block, fl_arena_bytes(&w->arena));
     }
     fl_weights_close_merges(m, w);

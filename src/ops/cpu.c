@@ -42,6 +42,7 @@ static size_t fl_widest(const fl_limits *l) {
 
 #define FL_SLAB_FLOATS (FL_SLABS * sizeof(fl_slab) / sizeof(float))
 
+/* Of packed types too, which have fewer few rows: beside them may be plain ones. */
 static size_t fl_product_floats(const fl_limits *l) {
     size_t outs = l->packed ? FL_PACKED_OUTS : FL_PANEL_OUTS, few = fl_min(l->n_rows, FL_FEW_ROWS);
     return FL_SLAB_FLOATS + FL_PANEL_OUTS * fl_padded(fl_widest(l)) + 2 * fl_max(l->n_rows * outs, few * FL_FEW_OUTS);
