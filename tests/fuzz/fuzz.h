@@ -230,8 +230,7 @@ static inline fuzz_bytes fuzz_part(fuzz_bytes *rest) {
 static inline uint64_t fuzz_number(const uint8_t *data, size_t size) {
     uint64_t h = size;
     for (size_t at = 0; at + 8 <= size; at += 8) {
-        h = (h ^ fl_load_u64(data + at)) * 0x9E3779B97F4A7C15u;
-        h ^= h >> 29;
+        h = fl_mix(h ^ fl_load_u64(data + at));
     }
     return h;
 }
