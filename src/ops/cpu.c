@@ -18,7 +18,6 @@
 #define FL_FEW_OUTS 96 /* outputs of one task then */
 #define FL_PACKED_FEW_ROWS 16
 #define FL_PACKED_OUTS 32 /* of more rows */
-#define FL_AHEAD 4096    /* bytes: 1 to 8 KiB measured on Emerald Rapids; 1.35 times the rate without */
 #define FL_ROWS_A_TASK 8 /* of work by rows */
 #define FL_ORDERS_MAX 3   /* of columns in a matrix: one a part */
 #define FL_TILE_QUERIES 64 /* query rows of an attention tile: positions times heads of a group */
@@ -150,6 +149,14 @@ static void fl_product_slabs(const fl_product *p, fl_dtype type, const uint8_t *
         fl_accumulation a = {type, x, p->n_rows, n, slabs, n_slabs, u == 0, behind, tile, p->outs};
         k->accumulate(&a);
     }
+}
+
+/* The same for one row. Planes are a second stream through memory, for which no processor looks ahead well. */
+static void fl_product_stream(const fl_product *p, fl_dtype type, const uint8_t *panel, size_t n_slabs, uintptr_t next,
+                              const fl_chunk8 *x, float *tile) {
+    size_t ahead = fl_n_planes(type) != 0 ? FL_AHEAD : p->cpu->ahead;
+    fl_next behind = {next, fl_min(ahead, fl_panel_bytes(type, p->w->n_cols))};
+    p->cpu->kernels->stream(type, panel, n_slabs, fl_units(p->w->n_cols), x, behind, tile);
 }
 
 /* n columns of a row of a slab as floats. */
@@ -284,8 +291,13 @@ static void fl_product_tile(const fl_product *p, const fl_part *part, size_t fir
         const fl_chunk8 *x = fl_integers_of(p->cpu, p->w, part, p->n_rows);
         for (size_t o = 0; o < n_outs; o += FL_PANEL) {
             size_t n_slabs = n_outs - o > FL_LANES ? 2 : 1, end = o + FL_PANEL;
-            fl_product_slabs(p, part->type, w + fl_matrix_bytes(part->type, o, n), n_slabs,
-                             end < n_outs ? fl_row_at(p, part, first + end) : next, x, slabs, tile + o);
+            const uint8_t *at = w + fl_matrix_bytes(part->type, o, n);
+            uintptr_t behind = end < n_outs ? fl_row_at(p, part, first + end) : next;
+            if (p->n_rows == 1) {
+                fl_product_stream(p, part->type, at, n_slabs, behind, x, tile + o);
+            } else {
+                fl_product_slabs(p, part->type, at, n_slabs, behind, x, slabs, tile + o);
+            }
         }
     }
     for (size_t r = 0; part->bias != NULL && r < p->n_rows; r++) {

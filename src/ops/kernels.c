@@ -26,6 +26,9 @@
 #if defined(__x86_64__)
 
 #define FL_ISA avx2
+#define FL_TARGET FL_TARGET_AVX2
+#include "ops/packed.inc"
+#undef FL_TARGET
 #if defined(FL_HAS_AVXVNNI)
 #define FL_TARGET FL_TARGET_AVXVNNI
 #define FL_INT avxvnni
@@ -44,7 +47,6 @@
 #define FL_GATHER_VECTORS 4
 #define FL_VEC_ROWS 4
 #define FL_VEC_OUTS 1
-#include "ops/packed.inc"
 #define FL_INT avx2
 #define FL_DOT_ROWS 2
 #define FL_DOT_STRIPS 2
@@ -53,6 +55,9 @@
 #include "ops/kernels.inc"
 
 #define FL_ISA avx512
+#define FL_TARGET FL_TARGET_AVX512
+#include "ops/packed.inc"
+#undef FL_TARGET
 #define FL_TARGET FL_TARGET_VNNI
 #define FL_INT vnni
 #define FL_DOT_ROWS 2
@@ -69,7 +74,6 @@
 #define FL_VEC_ROWS 6
 #define FL_VEC_OUTS 4
 #define FL_VNNI
-#include "ops/packed.inc"
 #define FL_INT avx512
 #define FL_DOT_ROWS 2
 #define FL_DOT_STRIPS 2
@@ -83,6 +87,7 @@
 
 #define FL_ISA neon
 #define FL_TARGET
+#include "ops/packed.inc"
 #define FL_INT dotprod
 #define FL_DOT_ROWS 2
 #define FL_DOT_STRIPS 2
@@ -101,7 +106,6 @@
 #define FL_VEC_OUTS 1
 #define FL_DOTPROD
 #define FL_I8MM
-#include "ops/packed.inc"
 #define FL_INT neon
 #define FL_DOT_ROWS 2
 #define FL_DOT_STRIPS 1

@@ -46,6 +46,16 @@ FL_INLINE bool fl_has_mins(fl_dtype type) {
     return type == FL_Q4_K || type == FL_Q5_K || type == FL_Q4_ZERO;
 }
 
+/* Are its scales multiples of one for 256 columns? */
+FL_INLINE bool fl_is_k(fl_dtype type) {
+    return type == FL_Q4_K || type == FL_Q5_K || type == FL_Q6_K;
+}
+
+/* Planes of a unit. */
+FL_INLINE size_t fl_n_planes(fl_dtype type) {
+    return type == FL_Q5_K ? 1 : type == FL_Q6_K ? 2 : 0;
+}
+
 /* Has bytes of eight bits, made unsigned by 128? The others stay below 64. */
 FL_INLINE bool fl_is_wide(fl_dtype type) {
     return type == FL_Q8_0 || type == FL_Q8_ROW;
@@ -59,6 +69,45 @@ FL_INLINE int32_t fl_packed_offset(fl_dtype type) {
 FL_INLINE size_t fl_units(size_t n_cols) {
     return fl_div_up(n_cols, FL_UNIT);
 }
+
+/* Where the pieces of a chunk of 16 rows lie; those that its type has not are NULL, or not to be read. */
+typedef struct fl_packed_chunk {
+    const uint8_t *d, *dmin, *scales, *mins; /* q4_zero: mins are the zero points */
+    const uint8_t *bytes, *planes; /* quads or halves */
+} fl_packed_chunk;
+
+/* row_scales: (16) of q8_row, before the panel's first chunk. */
+FL_INLINE fl_packed_chunk fl_packed_chunk_of(fl_dtype type, const uint8_t *row_scales, const uint8_t *chunk,
+                                             size_t n_units) {
+    fl_packed_chunk c = {NULL, NULL, row_scales, NULL, chunk, chunk};
+    if (fl_is_k(type)) {
+        c.d = chunk;
+        c.dmin = fl_has_mins(type) ? chunk + 2 * FL_LANES : NULL;
+        c.scales = chunk + (fl_has_mins(type) ? 4 : 2) * FL_LANES;
+        c.mins = c.scales + n_units * FL_LANES;
+        c.bytes = c.mins + n_units * FL_LANES; /* of q6_k these are scales too, of the other halves */
+    } else if (type != FL_Q8_ROW) {
+        c.scales = chunk;
+        c.mins = chunk + n_units * 2 * FL_LANES;
+        c.bytes = c.mins + (type == FL_Q4_ZERO ? n_units * FL_LANES : 0);
+    }
+    c.planes = c.bytes + n_units * 4 * FL_QUAD_BYTES;
+    return c;
+}
+
+/* OF_TYPE(t) with the packed type `type` as a constant t. */
+#define FL_EACH_PACKED(type, OF_TYPE)               \
+    do {                                            \
+        switch (type) {                             \
+        case FL_Q8_0: OF_TYPE(FL_Q8_0); break;      \
+        case FL_Q8_ROW: OF_TYPE(FL_Q8_ROW); break;  \
+        case FL_Q4_0: OF_TYPE(FL_Q4_0); break;      \
+        case FL_Q4_ZERO: OF_TYPE(FL_Q4_ZERO); break; \
+        case FL_Q4_K: OF_TYPE(FL_Q4_K); break;      \
+        case FL_Q5_K: OF_TYPE(FL_Q5_K); break;      \
+        default: OF_TYPE(FL_Q6_K); break;           \
+        }                                           \
+    } while (0)
 
 /* Columns that the blocks of a type go up to; n_cols of q4_k, q5_k and q6_k must be whole blocks. */
 FL_LOCAL bool fl_packs(fl_dtype type, size_t n_cols);

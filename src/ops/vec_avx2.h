@@ -261,6 +261,14 @@ FL_AVX2 fl_avx2_b fl_avx2_b_right(fl_avx2_b b, int n, int mask) {
     return fl_avx2_quad_of(_mm256_and_si256((__m256i)((fl_avx2_words)b.at[0] >> n), m),
                            _mm256_and_si256((__m256i)((fl_avx2_words)b.at[1] >> n), m));
 }
+FL_AVX2 fl_avx2_quad fl_avx2_as_quad(fl_avx2_b b) {
+    return b;
+}
+#if defined(FL_HAS_AVXVNNI)
+FL_AVXVNNI_INLINE fl_avx2_quad fl_avxvnni_as_quad(fl_avx2_b b) {
+    return b;
+}
+#endif
 
 #endif
 #endif

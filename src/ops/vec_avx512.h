@@ -231,6 +231,12 @@ FL_AVX512 __m512i fl_avx512_b_left(__m512i b, int n, int mask) {
 FL_AVX512 __m512i fl_avx512_b_right(__m512i b, int n, int mask) {
     return _mm512_and_si512((__m512i)((fl_avx512_words)b >> n), _mm512_set1_epi8((char)mask));
 }
+FL_AVX512 fl_avx512_quad fl_avx512_as_quad(__m512i b) {
+    return fl_avx512_quads_of(b);
+}
+FL_VNNI_INLINE __m512i fl_vnni_as_quad(__m512i b) {
+    return b;
+}
 
 #endif
 #endif

@@ -346,5 +346,11 @@ FL_INLINE fl_neon_b fl_neon_b_left(fl_neon_b b, int n, int mask) {
 FL_INLINE fl_neon_b fl_neon_b_right(fl_neon_b b, int n, int mask) {
     return fl_neon_b_left(b, -n, mask); /* USHL shifts to the right by what is below zero */
 }
+FL_INLINE fl_neon_quad fl_neon_as_quad(fl_neon_b b) {
+    return fl_neon_quads_of(b.at[0], b.at[1], b.at[2], b.at[3]);
+}
+FL_INLINE fl_neon_quad fl_dotprod_as_quad(fl_neon_b b) {
+    return fl_neon_as_quad(b);
+}
 #endif
 #endif

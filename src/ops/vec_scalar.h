@@ -199,5 +199,10 @@ FL_SCALAR fl_scalar_b fl_scalar_b_right(fl_scalar_b b, int n, int mask) { /* (b 
     return b;
 }
 
+/* Of bytes that are not wide. */
+FL_SCALAR fl_scalar_quad fl_scalar_as_quad(fl_scalar_b b) {
+    return b;
+}
+
 #undef FL_SCALAR_EACH
 #endif
