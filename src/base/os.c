@@ -313,10 +313,11 @@ FL_LOCAL folollm_status fl_file_slurp(fl_memory *m, const char *directory, const
 /* ---- Processor -- */
 
 FL_LOCAL fl_cpu fl_cpu_features(void) {
-    fl_cpu cpu = {false, false, false, false, false, false, false};
+    fl_cpu cpu = {false, false, false, false, false, false, false, false};
 #if defined(__x86_64__) || defined(__i386__)
     unsigned a, b, c, d;
-    cpu.prefetch = __get_cpuid(0, &a, &b, &c, &d) && b == signature_INTEL_ebx;
+    cpu.prefetch = __get_cpuid(0, &a, &b, &c, &d);
+    cpu.streams = cpu.prefetch && b == signature_AMD_ebx;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) {
         return cpu;
     }

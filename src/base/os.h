@@ -68,7 +68,8 @@ typedef struct fl_cpu {
     bool vnni;   /* AVX-512 VNNI beside all of that */
     bool dotprod; /* of 64-bit ARM: SDOT */
     bool i8mm;    /* USMMLA beside that */
-    bool prefetch; /* one stream through memory is read faster when told ahead of it: Intel's; AMD's is slower then */
+    bool prefetch; /* memory is read faster when told ahead of it */
+    bool streams;  /* but for a single stream, which it follows by itself better than it can be told to: AMD's */
 } fl_cpu;
 
 FL_LOCAL fl_cpu fl_cpu_features(void);

@@ -10,7 +10,8 @@ typedef struct fl_cpu_backend {
     const fl_kernels *kernels;
     fl_pool *pool;   /* not owned; NULL: the calling thread alone */
     uint32_t n_slots;
-    size_t ahead;    /* bytes by which weights are prefetched */
+    size_t ahead;    /* bytes by which weights are fetched before their turn */
+    bool streams;    /* but not if they are one stream through memory: fl_cpu in os.h */
     float *normed;   /* (n_rows, dim) padded */
     float *narrow;   /* (FL_PARTS_MAX, n_rows, rank) padded: rows times the a of their adapters */
     size_t narrow_rows, narrow_stride;
