@@ -202,18 +202,23 @@ static void test_products(void) {
     printf("products: %u matrices in %zu tables\n", n, n_tables);
 }
 
-/* A row's result does not depend on the rows beside it. */
+/* A row's result does not depend on the rows beside it, nor on how many they are. */
 static void test_rows_alone(void) {
     const fl_kernels *k = fl_kernels_of(FOLOLLM_ISA_BEST);
     for (size_t t = 0; t < FL_COUNT(types); t++) {
         matrix w = make_matrix(types[t], 50, 512, false);
-        size_t stride = fl_padded(50);
-        float *x = make_rows(41, 512), *all = malloc(41 * stride * sizeof *all), one[128];
+        size_t stride = fl_padded(50), bytes = stride * sizeof(float);
+        float *x = make_rows(41, 512), *all = malloc(41 * bytes), *some = malloc((FL_STREAM_ROWS + 2) * bytes);
         multiply(k, false, x, 41, &w.m, all);
-        for (size_t r = 0; r < 41; r++) {
-            multiply(k, false, x + r * fl_padded(512), 1, &w.m, one);
-            CHECK(memcmp(one, all + r * stride, 50 * sizeof *one) == 0);
+        for (size_t n = 1; n <= FL_STREAM_ROWS + 2; n++) {
+            for (size_t r = 0; r + n <= 41; r++) {
+                multiply(k, false, x + r * fl_padded(512), n, &w.m, some);
+                for (size_t i = 0; i < n; i++) {
+                    CHECK(memcmp(some + i * stride, all + (r + i) * stride, 50 * sizeof *some) == 0);
+                }
+            }
         }
+        free(some);
         free(x);
         free(all);
         free_matrix(&w);
@@ -245,19 +250,19 @@ static void test_embedding(void) {
     }
 }
 
-/* A NaN or an infinity in a row makes that row NaN, and no other; so do they in the scale of a weight. */
-static void test_not_finite(void) {
+/* A NaN or an infinity in a row makes that row NaN, and no other. */
+static void check_not_finite(size_t n_rows) {
     const fl_kernels *tables[INSIDE_TABLES];
     size_t n_tables = inside_tables(tables), stride = fl_padded(20);
     static const float odd[] = {NAN, INFINITY, -INFINITY};
     for (size_t t = 0; t < FL_COUNT(types) * n_tables * FL_COUNT(odd); t++) {
         matrix w = make_matrix(types[t % FL_COUNT(types)], 20, 256, false);
-        float *x = make_rows(7, 256), clean[7 * 64], y[7 * 64];
+        float *x = make_rows(n_rows, 256), clean[(FL_STREAM_ROWS + 1) * 64], y[(FL_STREAM_ROWS + 1) * 64];
         const fl_kernels *k = tables[t / FL_COUNT(types) % n_tables];
-        multiply(k, false, x, 7, &w.m, clean);
+        multiply(k, false, x, n_rows, &w.m, clean);
         x[3 * fl_padded(256) + random_below(256)] = odd[t / FL_COUNT(types) / n_tables];
-        multiply(k, false, x, 7, &w.m, y);
-        for (size_t r = 0; r < 7; r++) {
+        multiply(k, false, x, n_rows, &w.m, y);
+        for (size_t r = 0; r < n_rows; r++) {
             for (size_t o = 0; o < 20; o++) {
                 CHECK(r == 3 ? !fl_is_finite(y[r * stride + o]) : y[r * stride + o] == clean[r * stride + o]);
             }
@@ -283,6 +288,7 @@ int main(int argc, char **argv) {
     test_products();
     test_rows_alone();
     test_embedding();
-    test_not_finite();
+    check_not_finite(FL_STREAM_ROWS);
+    check_not_finite(FL_STREAM_ROWS + 1);
     return check_finish();
 }

@@ -2,8 +2,8 @@
  * in the order that the kernels fix.
  *
  * A product of few rows streams the weights as they are stored; of many rows, it expands a panel of FL_PANEL_OUTS
- * weight rows to float once and uses it for every row while it is in the cache. Packed weights (packed.h) are laid open
- * panel by panel, chunk by chunk, and multiplied with rows of integers, few or many:
+ * weight rows to float once and uses it for every row while it is in the cache. Packed weights (packed.h) are
+ * multiplied with rows of integers, by few where they lie, by more when they were laid open, chunk by chunk:
  *
  *     slot scratch:  [ slabs | panel: FL_PANEL_OUTS x n_cols | tile: n_rows x outs | tile of the second part ]
  *                    when a tile is there, the panel's place takes what an adapter adds to some rows of it
@@ -16,7 +16,7 @@
 #define FL_PANEL_OUTS 24
 #define FL_FEW_ROWS 48 /* up to here weights are read as stored: measured, at 64 panels are as fast */
 #define FL_FEW_OUTS 96 /* outputs of one task then */
-#define FL_STREAM_ROWS 3 /* up to here one stream of weights is fast enough: measured on Zen 4, 4 rows are as fast */
+#define FL_ONE_STREAM_ROWS 3 /* up to here one stream of weights feeds them fast enough: measured on Zen 4 */
 #define FL_PACKED_FEW_ROWS 16
 #define FL_PACKED_OUTS 32 /* of more rows */
 #define FL_ROWS_A_TASK 8 /* of work by rows */
@@ -91,7 +91,7 @@ static const fl_next fl_no_next = {0, 0};
 
 /* Bytes by which weights are fetched before their turn with n_rows rows. */
 static size_t fl_ahead_of(const fl_cpu_backend *cpu, size_t n_rows) {
-    return cpu->streams && n_rows <= FL_STREAM_ROWS ? 0 : cpu->ahead;
+    return cpu->streams && n_rows <= FL_ONE_STREAM_ROWS ? 0 : cpu->ahead;
 }
 
 /* n bytes of weights, to be fetched early if that pays on this processor. */
@@ -157,12 +157,13 @@ static void fl_product_slabs(const fl_product *p, fl_dtype type, const uint8_t *
     }
 }
 
-/* The same for one row. Planes are a second stream through memory. */
+/* The same of few rows. Planes are a second stream through memory. */
 static void fl_product_stream(const fl_product *p, fl_dtype type, const uint8_t *panel, size_t n_slabs, uintptr_t next,
                               const fl_chunk8 *x, float *tile) {
-    size_t ahead = fl_n_planes(type) != 0 ? p->cpu->ahead : fl_ahead_of(p->cpu, 1);
+    size_t ahead = fl_n_planes(type) != 0 ? p->cpu->ahead : fl_ahead_of(p->cpu, p->n_rows);
     fl_next behind = {next, fl_min(ahead, fl_panel_bytes(type, p->w->n_cols))};
-    p->cpu->kernels->stream(type, panel, n_slabs, fl_units(p->w->n_cols), x, behind, tile);
+    fl_streaming a = {type, panel, n_slabs, fl_units(p->w->n_cols), x, p->n_rows, behind, tile, p->outs};
+    p->cpu->kernels->stream(&a);
 }
 
 /* n columns of a row of a slab as floats. */
@@ -299,7 +300,7 @@ static void fl_product_tile(const fl_product *p, const fl_part *part, size_t fir
             size_t n_slabs = n_outs - o > FL_LANES ? 2 : 1, end = o + FL_PANEL;
             const uint8_t *at = w + fl_matrix_bytes(part->type, o, n);
             uintptr_t behind = end < n_outs ? fl_row_at(p, part, first + end) : next;
-            if (p->n_rows == 1) {
+            if (p->n_rows <= FL_STREAM_ROWS) {
                 fl_product_stream(p, part->type, at, n_slabs, behind, x, tile + o);
             } else {
                 fl_product_slabs(p, part->type, at, n_slabs, behind, x, slabs, tile + o);
