@@ -300,7 +300,7 @@ static void fl_product_tile(const fl_product *p, const fl_part *part, size_t fir
             size_t n_slabs = n_outs - o > FL_LANES ? 2 : 1, end = o + FL_PANEL;
             const uint8_t *at = w + fl_matrix_bytes(part->type, o, n);
             uintptr_t behind = end < n_outs ? fl_row_at(p, part, first + end) : next;
-            if (p->n_rows <= FL_STREAM_ROWS) {
+            if (p->n_rows <= p->cpu->kernels->stream_rows) {
                 fl_product_stream(p, part->type, at, n_slabs, behind, x, tile + o);
             } else {
                 fl_product_slabs(p, part->type, at, n_slabs, behind, x, slabs, tile + o);

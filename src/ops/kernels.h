@@ -46,7 +46,7 @@ typedef struct fl_slab {
 
 #define FL_SLABS 2 /* of a panel */
 
-#define FL_STREAM_ROWS 7 /* that meet weights as they lie: measured on Zen 4, opened ones are as fast for 8 */
+#define FL_STREAM_ROWS 7 /* measured on Zen 4: for 8 opened weights are as fast */
 #define FL_AHEAD 4096    /* bytes: 1 to 8 KiB measured on Emerald Rapids; 1.35 times the rate without */
 
 /* Weights that are read after those at hand: fetched into the cache while these are multiplied, so that memory and
@@ -116,8 +116,9 @@ typedef struct fl_kernels {
     /* y += x times the slabs, in order of units: the product of the integers of a unit, exact, times (scale of the
      * slab * scale of x), by fma; then with minima those times (scale of x * sum of its q), taken off. */
     void (*accumulate)(const fl_accumulation *a);
-    /* Few rows times a panel: the same bits as by open and accumulate. */
+    /* Few rows times a panel: the same bits as by open and accumulate, sooner for stream_rows at most. */
     void (*stream)(const fl_streaming *a);
+    size_t stream_rows;
     /* y (n) = x / sqrt(mean(x^2) + epsilon) * w */
     void (*rmsnorm)(const float *x, const float *w, size_t n, float epsilon, float *y);
     /* Rotate (x_i, x_{i + half}) by the angle whose cosine and sine are given, i < half. */

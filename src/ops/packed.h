@@ -102,7 +102,7 @@ FL_INLINE fl_packed_chunk fl_packed_chunk_of(fl_dtype type, const uint8_t *row_s
         case FL_Q8_0: OF_TYPE(FL_Q8_0); break;      \
         case FL_Q8_ROW: OF_TYPE(FL_Q8_ROW); break;  \
         case FL_Q4_0: OF_TYPE(FL_Q4_0); break;      \
-        case FL_Q4_ZERO: OF_TYPE(FL_Q4_ZERO); break; \
+        case FL_Q4_ZERO: OF_TYPE(FL_Q4_ZERO); break;\
         case FL_Q4_K: OF_TYPE(FL_Q4_K); break;      \
         case FL_Q5_K: OF_TYPE(FL_Q5_K); break;      \
         default: OF_TYPE(FL_Q6_K); break;           \
