@@ -24,7 +24,6 @@ static int near(double a, double b) {
 /* ---- A sampler without a model ------------------------------------------------------------------- */
 
 static fl_sampler sampler;
-static fl_cpu_backend cpu;
 static folollm_token store[HISTORY_MAX + FL_PAGE_TOKENS];
 static uint32_t pages[HISTORY_MAX / FL_PAGE_TOKENS + 1];
 static fl_history history;
@@ -33,12 +32,15 @@ static double processed[VOCAB_MAX]; /* of the last choice, by id; -FLT_MAX: remo
 
 static void open_sampler(void) {
     static float logits[VOCAB_MAX];
-    static uint32_t counts[VOCAB_MAX];
-    static fl_candidate candidates[VOCAB_MAX];
+    static uint32_t counts[VOCAB_MAX], weights[VOCAB_MAX];
+    static folollm_token ids[VOCAB_MAX];
+    static uint64_t bins[FL_BINS];
+    sampler.kernels = fl_kernels_of(FOLOLLM_ISA_BEST);
     sampler.logits = logits;
     sampler.counts = counts;
-    sampler.candidates = candidates;
-    fl_cpu_init(&cpu, fl_kernels_of(FOLOLLM_ISA_BEST), NULL);
+    sampler.ids = ids;
+    sampler.weights = weights;
+    sampler.bins = bins;
 }
 
 /* The pages lie backwards in the store, so that the page table matters. */
@@ -79,7 +81,7 @@ static bool choose_checked(const fl_sampling *options, const float *logits, uint
     double sum = 0;
     sampler.vocab = vocab;
     memcpy(before, logits, vocab * sizeof *logits);
-    if (!fl_sampler_choose(&sampler, &cpu.base, options, logits, &history, &chosen, top, vocab)) {
+    if (!fl_sampler_choose(&sampler, options, logits, &history, &chosen, top, vocab)) {
         CHECK(scratch_is_clean(vocab));
         return false;
     }
@@ -166,7 +168,7 @@ static void check_top(void) {
     for (uint32_t n_top = 0; n_top <= vocab; n_top += n_top < 20 ? 1 : vocab / 5) {
         folollm_logprob some[VOCAB_MAX + 1];
         memset(some, 0x77, sizeof some);
-        CHECK(fl_sampler_choose(&sampler, &cpu.base, &options, logits, &history, &chosen, some, n_top));
+        CHECK(fl_sampler_choose(&sampler, &options, logits, &history, &chosen, some, n_top));
         CHECK(memcmp(some, top, n_top * sizeof *some) == 0 && some[n_top].token == 0x77777777);
     }
 }
@@ -442,6 +444,61 @@ static void test_bans(void) {
     CHECK(!choose(&s, logits, 5));
 }
 
+/* ---- Kernels --------------------------------------------------------------------------------------- */
+
+/* Every table weighs, scales and finds alike, and each as plain C does; nothing is written behind the end. */
+static void check_kernels(const fl_kernels *k, const fl_kernels *first, const float *x, size_t n) {
+    static uint32_t weights[VOCAB_MAX + 1], others[VOCAB_MAX + 1], which[VOCAB_MAX];
+    static float scaled[VOCAB_MAX + 1], other[VOCAB_MAX + 1];
+    float largest, limit = x[random_below((uint32_t)n)];
+    double expected = 0;
+    uint64_t sum = 0;
+    CHECK(k->largest(x, n, &largest));
+    weights[n] = others[n] = 12345;
+    scaled[n] = other[n] = 12345;
+    uint64_t total = k->weigh(x, n, largest, weights);
+    CHECK(total == k->weigh(x, n, largest, NULL) && total == first->weigh(x, n, largest, others));
+    CHECK(memcmp(weights, others, (n + 1) * sizeof *weights) == 0);
+    k->temper(x, n, 0.25f, 0.7f, scaled);
+    first->temper(x, n, 0.25f, 0.7f, other);
+    CHECK(memcmp(scaled, other, (n + 1) * sizeof *scaled) == 0);
+    size_t n_found = limit > -FLT_MAX ? k->at_least(x, n, limit, which) : 0, found = 0;
+    for (size_t i = 0; i < n; i++) {
+        sum += weights[i];
+        expected += exp((double)x[i] - (double)largest);
+        CHECK(x[i] <= largest && (x[i] != largest || weights[i] == (uint32_t)FL_WEIGHT_ONE));
+        CHECK(x[i] > -FLT_MAX ? scaled[i] > -FLT_MAX : scaled[i] == -FLT_MAX && weights[i] == 0);
+        if (n_found > 0 && x[i] >= limit) {
+            CHECK(found < n_found && which[found] == i);
+            found++;
+        }
+    }
+    CHECK(sum == total && found == n_found);
+    CHECK(fabs((double)total / (double)FL_WEIGHT_ONE - expected) < 1e-6 * expected);
+}
+
+static void test_kernels(void) {
+    const fl_kernels *tables[INSIDE_TABLES];
+    size_t n_tables = inside_tables(tables);
+    float x[VOCAB_MAX];
+    for (size_t round = 0; round < 400; round++) {
+        size_t n = round < 40 ? round + 1 : 1 + random_below(VOCAB_MAX - 1);
+        for (size_t i = 0; i < n; i++) {
+            x[i] = random_float() * (round % 3 == 0 ? 1.0f : round % 3 == 1 ? 12.0f : 200.0f);
+            x[i] = i > 0 && random_below(9) == 0 ? -FLT_MAX : i > 0 && random_below(9) == 0 ? x[i - 1] : x[i];
+        }
+        for (size_t t = 0; t < n_tables; t++) {
+            check_kernels(tables[t], tables[0], x, n);
+        }
+        static const float odd[] = {NAN, INFINITY, -INFINITY};
+        x[random_below((uint32_t)n)] = odd[round % 3];
+        for (size_t t = 0; t < n_tables; t++) {
+            float largest;
+            CHECK(!tables[t]->largest(x, n, &largest));
+        }
+    }
+}
+
 /* ---- The generator --------------------------------------------------------------------------------- */
 
 static void reference_philox(uint32_t c[4], uint32_t k0, uint32_t k1) {
@@ -517,7 +574,7 @@ static void check_distribution(const folollm_sampling *in, const float *logits, 
     for (uint32_t i = 0; i <= DRAWS; i++) {
         options.s.seed = seeds ? i : in->seed;
         history.n_tokens = seeds ? 17 : i;
-        fl_sampler_choose(&sampler, &cpu.base, &options, logits, &history, &drawn, NULL, 0);
+        fl_sampler_choose(&sampler, &options, logits, &history, &drawn, NULL, 0);
         counts[drawn.token] += i > 0;
         pairs[before * SIDES + drawn.token] += i > 0;
         before = drawn.token;
@@ -692,6 +749,7 @@ int main(void) {
     test_penalised_tokens();
     test_counts();
     test_bans();
+    test_kernels();
     test_philox();
     test_distribution();
     test_draw_depends_on();

@@ -358,7 +358,7 @@ static folollm_status fl_engine_start(folollm *f, folollm_error *error) {
     f->executor.context = f->settings.context;
     f->executor.max_wanted = f->settings.n_wanted;
     f->chooser.sampler = &f->sampler;
-    f->chooser.backend = &f->worker.cpu.base;
+    f->sampler.kernels = f->worker.cpu.kernels;
     f->chooser.pages = &f->pages;
     f->chooser.tokenizer = f->checkpoint->tokenizer;
     f->chooser.limit = f->settings.context;

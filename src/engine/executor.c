@@ -22,9 +22,8 @@ FL_LOCAL float *fl_executor_row(const fl_executor *e, float *logits, size_t i) {
 }
 
 FL_LOCAL bool fl_executor_is_finite(const fl_executor *e, const float *row) {
-    fl_backend *backend = &e->worker->cpu.base;
-    float max, sum;
-    return backend->ops->softmax_stats(backend, row, fl_vocab_rows(e), &max, &sum);
+    float largest;
+    return e->worker->cpu.kernels->largest(row, fl_vocab_rows(e), &largest);
 }
 
 /* ---- Batches -- */

@@ -138,8 +138,10 @@ FL_LOCAL bool fl_sampling_stops_at(const fl_sampling *s, folollm_token id) {
 FL_LOCAL void fl_sampler_layout(fl_sampler *s, fl_arena *arena, uint32_t vocab) {
     s->vocab = vocab;
     s->logits = fl_take(arena, vocab, sizeof *s->logits);
+    s->ids = fl_take(arena, vocab, sizeof *s->ids);
+    s->weights = fl_take(arena, vocab, sizeof *s->weights);
     s->counts = fl_take(arena, vocab, sizeof *s->counts);
-    s->candidates = fl_take(arena, vocab, sizeof *s->candidates);
+    s->bins = fl_take(arena, FL_BINS, sizeof *s->bins);
 }
 
 /* ---- Draws -- */
@@ -161,6 +163,11 @@ static double fl_uniform(uint64_t seed, uint64_t position) {
 
 /* ---- Penalties, biases, bans -- */
 
+static float fl_clamped(float x) {
+    x = x < FLT_MAX ? x : FLT_MAX;
+    return x > FL_BANNED ? x : FL_BANNED;
+}
+
 static void fl_count(fl_sampler *s, const fl_history *h, uint32_t from) {
     for (uint32_t i = from; i < h->n_tokens; i++) {
         s->counts[fl_history_at(h, i)]++;
@@ -173,7 +180,7 @@ static void fl_penalise_repetition(fl_sampler *s, const fl_sampling *o, const fl
     for (uint32_t i = from; i < h->n_tokens; i++) {
         folollm_token id = fl_history_at(h, i);
         if (s->counts[id] != 0) { /* once per id */
-            s->logits[id] = s->logits[id] > 0 ? s->logits[id] / penalty : s->logits[id] * penalty;
+            s->logits[id] = fl_clamped(s->logits[id] > 0 ? s->logits[id] / penalty : s->logits[id] * penalty);
             s->counts[id] = 0;
         }
     }
@@ -185,19 +192,27 @@ static void fl_penalise_count(fl_sampler *s, const fl_sampling *o, const fl_hist
         folollm_token id = fl_history_at(h, i);
         if (s->counts[id] != 0) {
             s->logits[id] -= (float)s->counts[id] * o->s.frequency_penalty;
-            s->logits[id] -= o->s.presence_penalty;
+            s->logits[id] = fl_clamped(s->logits[id] - o->s.presence_penalty);
             s->counts[id] = 0;
         }
     }
 }
 
+static bool fl_penalises_repetition(const fl_sampling *o) {
+    return o->s.repetition_penalty != 0 && o->s.repetition_penalty != 1;
+}
+
+static bool fl_penalises_count(const fl_sampling *o) {
+    return o->s.frequency_penalty != 0 || o->s.presence_penalty != 0;
+}
+
 static void fl_apply_penalties(fl_sampler *s, const fl_sampling *o, const fl_history *h) {
     bool llamacpp = o->s.preset == FOLOLLM_PRESET_LLAMACPP;
     uint32_t recent = h->n_tokens > FL_LLAMACPP_WINDOW ? h->n_tokens - FL_LLAMACPP_WINDOW : 0;
-    if (o->s.repetition_penalty != 0 && o->s.repetition_penalty != 1) {
+    if (fl_penalises_repetition(o)) {
         fl_penalise_repetition(s, o, h, llamacpp ? recent : 0);
     }
-    if (o->s.frequency_penalty != 0 || o->s.presence_penalty != 0) {
+    if (fl_penalises_count(o)) {
         fl_penalise_count(s, o, h, llamacpp ? recent : h->n_prompt);
     }
 }
@@ -205,19 +220,16 @@ static void fl_apply_penalties(fl_sampler *s, const fl_sampling *o, const fl_his
 /* Before the penalties, as the engines of all three presets do. A ban may not meet arithmetic: it comes last. */
 static void fl_apply_biases(fl_sampler *s, const fl_sampling *o) {
     for (uint32_t i = 0; i < o->n_biases; i++) {
-        s->logits[o->biases[i].token] += o->biases[i].bias > FL_BANNED ? o->biases[i].bias : 0;
+        float *logit = &s->logits[o->biases[i].token];
+        *logit = fl_clamped(*logit + (o->biases[i].bias > FL_BANNED ? o->biases[i].bias : 0));
     }
 }
 
-static float fl_clamped(float x) {
-    x = x < FLT_MAX ? x : FLT_MAX;
-    return x > FL_BANNED ? x : FL_BANNED;
+static bool fl_bans_stops(const fl_sampling *o, const fl_history *h) {
+    return h->n_tokens - h->n_prompt < o->s.min_tokens && o->n_stop_ids > 0;
 }
 
 static void fl_apply_bans(fl_sampler *s, const fl_sampling *o, const fl_history *h) {
-    for (uint32_t i = 0; i < s->vocab; i++) {
-        s->logits[i] = fl_clamped(s->logits[i]);
-    }
     for (uint32_t i = 0; i < o->n_biases; i++) {
         if (o->biases[i].bias == FL_BANNED) {
             s->logits[o->biases[i].token] = FL_BANNED;
@@ -226,133 +238,152 @@ static void fl_apply_bans(fl_sampler *s, const fl_sampling *o, const fl_history 
     for (size_t i = 0; i < s->n_holes; i++) {
         s->logits[s->holes[i]] = FL_BANNED;
     }
-    for (uint32_t i = 0; h->n_tokens - h->n_prompt < o->s.min_tokens && i < o->n_stop_ids; i++) {
+    for (uint32_t i = 0; fl_bans_stops(o, h) && i < o->n_stop_ids; i++) {
         if ((uint32_t)o->stop_ids[i] < s->vocab) {
             s->logits[o->stop_ids[i]] = FL_BANNED;
         }
     }
 }
 
+/* The logits that the stages begin with: those of the model, or in s->logits what becomes of them. */
+static const float *fl_adjust(fl_sampler *s, const fl_sampling *o, const fl_history *h, const float *logits) {
+    if (s->n_holes == 0 && o->n_biases == 0 && !fl_penalises_repetition(o) && !fl_penalises_count(o) &&
+        !fl_bans_stops(o, h)) {
+        return logits;
+    }
+    memcpy(s->logits, logits, s->vocab * sizeof *logits);
+    fl_apply_biases(s, o);
+    fl_apply_penalties(s, o, h);
+    fl_apply_bans(s, o, h);
+    return s->logits;
+}
+
 /* ---- Stages: each shortens (or scales) the list of candidates -- */
 
-static bool fl_before(fl_candidate a, fl_candidate b) {
-    return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
+/* In order of id. */
+typedef struct fl_candidates {
+    const float *logits;      /* (n) FL_BANNED: it is none */
+    const folollm_token *ids; /* (n) NULL: the i-th has the id i */
+    size_t n;
+} fl_candidates;
+
+/* The best are those above a logit, and the first n of those that equal it. */
+typedef struct fl_threshold {
+    float logit;
+    uint64_t n_equal;
+} fl_threshold;
+
+static folollm_token fl_candidate_id(const fl_candidates *c, size_t i) {
+    return c->ids != NULL ? c->ids[i] : (folollm_token)i;
 }
 
-static void fl_heap_sink(fl_candidate *a, size_t root, size_t n) {
-    fl_candidate moved = a[root];
-    for (size_t child; (child = 2 * root + 1) < n; root = child) {
-        child += child + 1 < n && fl_before(a[child + 1], a[child]);
-        if (!fl_before(a[child], moved)) {
-            break;
+/* A larger float has a larger key; both zeros have one. */
+static uint32_t fl_key_of_float(float x) {
+    uint32_t bits = fl_bits_of_float(x);
+    bits = bits == 0x80000000u ? 0 : bits;
+    return bits >> 31 != 0 ? ~bits : bits | 0x80000000u;
+}
+
+static float fl_float_of_key(uint32_t key) {
+    return fl_float_of_bits(key >> 31 != 0 ? key & 0x7FFFFFFFu : ~key);
+}
+
+/* Where the weights of the best add up to `wanted` (not 0, nor more than all have); weights NULL: each is 1. By three
+ * histograms of keys, each of those that share the leading bits found by the one before. */
+static fl_threshold fl_find_threshold(const fl_sampler *s, const fl_candidates *c, const uint32_t *weights, uint64_t wanted) {
+    static const unsigned shifts[] = {21, 10, 0}, n_bins[] = {FL_BINS, FL_BINS, FL_BINS / 2};
+    uint32_t found = 0;
+    for (size_t pass = 0; pass < 3; pass++) {
+        uint32_t last = n_bins[pass] - 1, bin = last;
+        memset(s->bins, 0, n_bins[pass] * sizeof *s->bins);
+        for (size_t i = 0; i < c->n; i++) {
+            uint32_t key = fl_key_of_float(c->logits[i]);
+            if (pass == 0 || key >> shifts[pass - 1] == found) {
+                s->bins[key >> shifts[pass] & last] += weights != NULL ? weights[i] : 1;
+            }
         }
-        a[root] = a[child];
+        for (; bin > 0 && s->bins[bin] < wanted; bin--) {
+            wanted -= s->bins[bin];
+        }
+        found = found * n_bins[pass] + bin;
     }
-    a[root] = moved;
+    fl_threshold cut = {fl_float_of_key(found), wanted};
+    size_t first = 0;
+    while (weights != NULL && c->logits[first] != cut.logit) {
+        first++;
+    }
+    cut.n_equal = weights != NULL ? fl_div_up(wanted, weights[first]) : wanted;
+    return cut;
 }
 
-static void fl_heap_make(fl_candidate *a, size_t n) {
-    for (size_t i = n / 2; i-- > 0;) {
-        fl_heap_sink(a, i, n);
+static void fl_keep(fl_sampler *s, fl_candidates *c, fl_threshold cut) {
+    float limit = cut.logit > FL_LOWEST ? cut.logit : FL_LOWEST;
+    size_t n = s->kernels->at_least(c->logits, c->n, limit, s->weights), kept = 0;
+    for (size_t i = 0; i < n; i++) {
+        size_t at = s->weights[i];
+        float logit = c->logits[at];
+        if (logit == cut.logit && cut.n_equal == 0) {
+            continue;
+        }
+        cut.n_equal -= logit == cut.logit;
+        s->ids[kept] = fl_candidate_id(c, at);
+        s->logits[kept++] = logit;
     }
+    c->logits = s->logits;
+    c->ids = s->ids;
+    c->n = kept;
 }
 
-/* The best of the heap a (n) goes behind its end. */
-static void fl_heap_pop(fl_candidate *a, size_t n) {
-    fl_candidate best = a[0];
-    a[0] = a[n - 1];
-    a[n - 1] = best;
-    fl_heap_sink(a, 0, n - 1);
-}
-
-/* What was popped stands at the end of a (n), the best last: bring it to the front, best first. */
-static void fl_heap_collect(fl_candidate *a, size_t n) {
-    for (size_t i = 0; i < n / 2; i++) {
-        fl_candidate c = a[i];
-        a[i] = a[n - 1 - i];
-        a[n - 1 - i] = c;
-    }
-}
-
-static float fl_highest(const fl_candidate *a, size_t n) {
-    float highest = a[0].logit;
-    for (size_t i = 1; i < n; i++) {
-        highest = a[i].logit > highest ? a[i].logit : highest;
-    }
+static float fl_highest(const fl_sampler *s, const fl_candidates *c) {
+    float highest;
+    s->kernels->largest(c->logits, c->n, &highest);
     return highest;
 }
 
-static double fl_weight(fl_candidate c, float highest) {
-    return fl_exp((double)c.logit - (double)highest);
-}
-
-static double fl_total_weight(const fl_candidate *a, size_t n, float highest) {
-    double total = 0;
-    for (size_t i = 0; i < n; i++) {
-        total += fl_weight(a[i], highest);
-    }
-    return total;
-}
-
 /* Where a tiny temperature would make the best infinite, the differences to it are scaled: they order alike. */
-static size_t fl_stage_temperature(fl_candidate *a, size_t n, float temperature) {
-    float highest = fl_highest(a, n), shift = fl_is_finite(highest / temperature) ? 0 : highest;
-    for (size_t i = 0; i < n; i++) {
-        a[i].logit = fl_clamped((a[i].logit - shift) / temperature);
-    }
-    return n;
+static void fl_stage_temperature(fl_sampler *s, fl_candidates *c, float temperature) {
+    float highest = fl_highest(s, c), shift = fl_is_finite(highest / temperature) ? 0 : highest;
+    s->kernels->temper(c->logits, c->n, shift, temperature, s->logits);
+    c->logits = s->logits;
 }
 
-static size_t fl_stage_min_p(fl_candidate *a, size_t n, float min_p) {
-    double limit = (double)fl_highest(a, n) + fl_log(min_p);
-    size_t kept = 0;
-    for (size_t i = 0; i < n; i++) {
-        if (a[i].logit >= limit) {
-            a[kept++] = a[i];
-        }
+static void fl_stage_min_p(fl_sampler *s, fl_candidates *c, float min_p) {
+    double limit = (double)fl_highest(s, c) + fl_log(min_p);
+    fl_threshold cut = {limit > (double)FL_LOWEST ? (float)limit : FL_LOWEST, UINT64_MAX};
+    if ((double)cut.logit < limit) { /* the smallest float that is not below it */
+        cut.logit = fl_float_of_key(fl_key_of_float(cut.logit) + 1);
     }
-    return kept;
+    fl_keep(s, c, cut);
 }
 
-/* The k best, best first; with ties, also all that equal the last of them. */
-static size_t fl_stage_top_k(fl_candidate *a, size_t n, uint32_t k, bool ties) {
-    size_t left = n;
-    fl_heap_make(a, n);
-    while (left > 0 && (n - left < k || (ties && a[0].logit == a[left].logit))) {
-        fl_heap_pop(a, left--);
-    }
-    fl_heap_collect(a, n);
-    return n - left;
+/* The k best; with ties, also all that equal the last of them. */
+static void fl_stage_top_k(fl_sampler *s, fl_candidates *c, uint32_t k, bool ties) {
+    fl_threshold cut = fl_find_threshold(s, c, NULL, k);
+    cut.n_equal = ties ? UINT64_MAX : cut.n_equal;
+    fl_keep(s, c, cut);
 }
 
 /* The shortest list of the best whose probabilities add up to p. */
-static size_t fl_stage_top_p(fl_candidate *a, size_t n, float p) {
-    float highest = fl_highest(a, n);
-    double wanted = fl_total_weight(a, n, highest) * (double)p, sum = 0;
-    size_t left = n;
-    fl_heap_make(a, n);
-    do {
-        sum += fl_weight(a[0], highest);
-        fl_heap_pop(a, left--);
-    } while (left > 0 && sum < wanted);
-    fl_heap_collect(a, n);
-    return n - left;
+static void fl_stage_top_p(fl_sampler *s, fl_candidates *c, float p) {
+    double wanted = (double)s->kernels->weigh(c->logits, c->n, fl_highest(s, c), s->weights) * (double)p;
+    uint64_t whole = (uint64_t)wanted;
+    whole += (double)whole < wanted || whole == 0;
+    fl_keep(s, c, fl_find_threshold(s, c, s->weights, whole));
 }
 
-static size_t fl_run_stages(fl_candidate *a, size_t n, const fl_sampling *o) {
+static void fl_run_stages(fl_sampler *s, fl_candidates *c, const fl_sampling *o) {
     bool ties = o->s.preset != FOLOLLM_PRESET_LLAMACPP;
     for (size_t i = 0; i < FL_STAGES_MAX && o->order[i] != FOLOLLM_STAGE_END; i++) {
         if (o->order[i] == FOLOLLM_STAGE_TEMPERATURE && o->s.temperature != 1) {
-            n = fl_stage_temperature(a, n, o->s.temperature);
+            fl_stage_temperature(s, c, o->s.temperature);
         } else if (o->order[i] == FOLOLLM_STAGE_MIN_P && o->s.min_p > 0) {
-            n = fl_stage_min_p(a, n, o->s.min_p);
-        } else if (o->order[i] == FOLOLLM_STAGE_TOP_K && o->s.top_k > 0 && o->s.top_k < n) {
-            n = fl_stage_top_k(a, n, o->s.top_k, ties);
+            fl_stage_min_p(s, c, o->s.min_p);
+        } else if (o->order[i] == FOLOLLM_STAGE_TOP_K && o->s.top_k > 0 && o->s.top_k < c->n) {
+            fl_stage_top_k(s, c, o->s.top_k, ties);
         } else if (o->order[i] == FOLOLLM_STAGE_TOP_P && o->s.top_p > 0 && o->s.top_p < 1) {
-            n = fl_stage_top_p(a, n, o->s.top_p);
+            fl_stage_top_p(s, c, o->s.top_p);
         }
     }
-    return n;
 }
 
 /* ---- Choosing -- */
@@ -360,8 +391,8 @@ static size_t fl_run_stages(fl_candidate *a, size_t n, const fl_sampling *o) {
 /* The most likely by raw logit, best first, lowest id first among equals. */
 static void fl_pick_top(const float *logits, uint32_t vocab, folollm_logprob *top, size_t n_top) {
     size_t n = 0;
-    for (uint32_t id = 0; id < vocab; id++) {
-        if (n == n_top && (n == 0 || !(logits[id] > top[n - 1].raw))) {
+    for (uint32_t id = 0; n_top > 0 && id < vocab; id++) {
+        if (n == n_top && !(logits[id] > top[n - 1].raw)) {
             continue;
         }
         size_t at = n < n_top ? n++ : n - 1;
@@ -373,101 +404,74 @@ static void fl_pick_top(const float *logits, uint32_t vocab, folollm_logprob *to
     }
 }
 
-static uint32_t fl_argmax(const float *logits, uint32_t vocab) {
-    uint32_t best = 0;
-    for (uint32_t id = 1; id < vocab; id++) {
-        best = logits[id] > logits[best] ? id : best;
+/* What a probability is computed from: the difference comes first, for beside a huge maximum the logarithm of the sum
+ * would be lost. */
+typedef struct fl_distribution {
+    float highest;
+    uint64_t total; /* of weights */
+    double log_total;
+} fl_distribution;
+
+static fl_distribution fl_distribution_of(const fl_sampler *s, const float *logits, size_t n, uint32_t *weights) {
+    fl_distribution d;
+    s->kernels->largest(logits, n, &d.highest);
+    d.total = s->kernels->weigh(logits, n, d.highest, weights);
+    d.log_total = fl_log((double)d.total / (double)FL_WEIGHT_ONE);
+    return d;
+}
+
+static float fl_logprob(const fl_distribution *d, float logit) {
+    return (float)((double)logit - (double)d->highest - d->log_total);
+}
+
+/* That of a token, if it is a candidate. */
+static float fl_logprob_of(const fl_distribution *d, const fl_candidates *c, folollm_token id) {
+    size_t low = 0, high = c->n;
+    while (low + 1 < high) {
+        size_t middle = (low + high) / 2;
+        low = fl_candidate_id(c, middle) <= id ? middle : low;
+        high = fl_candidate_id(c, middle) <= id ? high : middle;
     }
-    return best;
+    bool there = fl_candidate_id(c, low) == id && c->logits[low] > FL_BANNED;
+    return there ? fl_logprob(d, c->logits[low]) : -FLT_MAX;
 }
 
-static folollm_token fl_draw(const fl_candidate *a, size_t n, float highest, double total, double uniform) {
-    double left = uniform * total;
-    size_t last = 0;
-    for (size_t i = 0; i < n; i++) {
-        double weight = fl_weight(a[i], highest);
-        last = weight > 0 ? i : last;
-        if (left < weight) {
-            return a[i].id;
-        }
-        left -= weight;
+/* A candidate as often as it weighs. uniform: in [0, 1). */
+static size_t fl_draw(const fl_sampler *s, uint64_t total, double uniform) {
+    uint64_t left = fl_min((uint64_t)(uniform * (double)total), total - 1);
+    size_t i = 0;
+    while (left >= s->weights[i]) {
+        left -= s->weights[i++];
     }
-    return a[last].id;
+    return i;
 }
 
-/* Everything that is not banned, in order of id. */
-static size_t fl_list_candidates(const fl_sampler *s) {
-    size_t n = 0;
-    for (uint32_t id = 0; id < s->vocab; id++) {
-        if (s->logits[id] > FL_BANNED) {
-            s->candidates[n].logit = s->logits[id];
-            s->candidates[n++].id = (folollm_token)id;
-        }
-    }
-    return n;
-}
-
-/* The difference first: beside a huge maximum the logarithm of the sum would be lost. */
-static float fl_logprob(float logit, float highest, double log_total) {
-    return (float)((double)logit - (double)highest - log_total);
-}
-
-static float fl_logprob_of(const fl_candidate *a, size_t n, folollm_token id, float highest, double log_total) {
-    for (size_t i = 0; i < n; i++) {
-        if (a[i].id == id) {
-            return fl_logprob(a[i].logit, highest, log_total);
-        }
-    }
-    return -FLT_MAX;
-}
-
-static void fl_choose_greedy(fl_sampler *s, fl_backend *backend, folollm_logprob *chosen, folollm_logprob *top,
-                             size_t n_top) {
-    float max, sum;
-    backend->ops->softmax_stats(backend, s->logits, s->vocab, &max, &sum);
-    double log_total = fl_log(sum);
-    chosen->token = (folollm_token)fl_argmax(s->logits, s->vocab);
-    chosen->processed = fl_logprob(max, max, log_total);
-    for (size_t i = 0; i < n_top; i++) {
-        float logit = s->logits[top[i].token];
-        top[i].processed = logit > FL_BANNED ? fl_logprob(logit, max, log_total) : -FLT_MAX;
-    }
-}
-
-static void fl_choose_drawn(fl_sampler *s, const fl_sampling *o, uint64_t position, folollm_logprob *chosen,
-                            folollm_logprob *top, size_t n_top) {
-    fl_candidate *a = s->candidates;
-    size_t n = fl_run_stages(a, fl_list_candidates(s), o);
-    float highest = fl_highest(a, n);
-    double total = fl_total_weight(a, n, highest), log_total = fl_log(total);
-    chosen->token = fl_draw(a, n, highest, total, fl_uniform(o->s.seed, position));
-    chosen->processed = fl_logprob_of(a, n, chosen->token, highest, log_total);
-    for (size_t i = 0; i < n_top; i++) {
-        top[i].processed = fl_logprob_of(a, n, top[i].token, highest, log_total);
-    }
-}
-
-FL_LOCAL bool fl_sampler_choose(fl_sampler *s, fl_backend *backend, const fl_sampling *o, const float *logits,
-                                const fl_history *h, folollm_logprob *chosen, folollm_logprob *top, size_t n_top) {
-    float max, sum;
-    memcpy(s->logits, logits, s->vocab * sizeof *logits);
-    fl_apply_biases(s, o);
-    fl_apply_penalties(s, o, h);
-    fl_apply_bans(s, o, h);
-    if (!(s->logits[fl_argmax(s->logits, s->vocab)] > FL_BANNED)) {
+FL_LOCAL bool fl_sampler_choose(fl_sampler *s, const fl_sampling *o, const float *logits, const fl_history *h,
+                                folollm_logprob *chosen, folollm_logprob *top, size_t n_top) {
+    fl_candidates c = {fl_adjust(s, o, h, logits), NULL, s->vocab};
+    if (!(fl_highest(s, &c) > FL_BANNED)) {
         return false;
     }
     fl_pick_top(logits, s->vocab, top, n_top);
-    if (o->s.temperature > 0) {
-        fl_choose_drawn(s, o, h->n_tokens, chosen, top, n_top);
-    } else {
-        fl_choose_greedy(s, backend, chosen, top, n_top);
+    bool draws = o->s.temperature > 0;
+    if (draws) {
+        fl_run_stages(s, &c, o);
     }
-    backend->ops->softmax_stats(backend, logits, s->vocab, &max, &sum);
-    double log_total = fl_log(sum);
-    chosen->raw = fl_logprob(logits[chosen->token], max, log_total);
+    fl_distribution d = fl_distribution_of(s, c.logits, c.n, draws ? s->weights : NULL);
+    if (draws) {
+        chosen->token = fl_candidate_id(&c, fl_draw(s, d.total, fl_uniform(o->s.seed, h->n_tokens)));
+    } else {
+        s->kernels->at_least(c.logits, c.n, d.highest, s->weights);
+        chosen->token = (folollm_token)s->weights[0];
+    }
+    chosen->processed = fl_logprob_of(&d, &c, chosen->token);
     for (size_t i = 0; i < n_top; i++) {
-        top[i].raw = fl_logprob(top[i].raw, max, log_total);
+        top[i].processed = fl_logprob_of(&d, &c, top[i].token);
+    }
+    d = fl_distribution_of(s, logits, s->vocab, NULL);
+    chosen->raw = fl_logprob(&d, logits[chosen->token]);
+    for (size_t i = 0; i < n_top; i++) {
+        top[i].raw = fl_logprob(&d, top[i].raw);
     }
     return true;
 }

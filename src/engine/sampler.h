@@ -4,7 +4,7 @@
 #define FL_SAMPLER_H
 
 #include "engine/pages.h"
-#include "ops/ops.h"
+#include "ops/kernels.h"
 
 #define FL_BIASES_MAX 256
 #define FL_STOP_IDS_MAX 64
@@ -29,20 +29,20 @@ FL_LOCAL folollm_status fl_sampling_init(fl_sampling *out, const folollm_samplin
 
 FL_LOCAL bool fl_sampling_stops_at(const fl_sampling *s, folollm_token id);
 
-typedef struct fl_candidate {
-    float logit;
-    folollm_token id;
-} fl_candidate;
-
 /* Scratch of one engine, and what is known of its vocabulary. */
 typedef struct fl_sampler {
+    const fl_kernels *kernels;
     uint32_t vocab;
-    float *logits;            /* (vocab) after penalties and biases */
-    uint32_t *counts;         /* (vocab) occurrences, zero between calls */
-    fl_candidate *candidates; /* (vocab) */
+    float *logits;     /* (vocab) after penalties and biases, then of candidates, as the stages leave them */
+    folollm_token *ids; /* (vocab) of candidates */
+    uint32_t *weights; /* (vocab) theirs; or which of them */
+    uint32_t *counts;  /* (vocab) occurrences, zero between calls */
+    uint64_t *bins;    /* (FL_BINS) of a histogram */
     const folollm_token *holes; /* (n_holes) ids that no token has: never sampled */
     size_t n_holes;
 } fl_sampler;
+
+#define FL_BINS 2048
 
 FL_LOCAL void fl_sampler_layout(fl_sampler *s, fl_arena *arena, uint32_t vocab);
 
@@ -59,7 +59,7 @@ FL_INLINE folollm_token fl_history_at(const fl_history *h, uint32_t i) {
 
 /* Choose the token at position history->n_tokens. logits (vocab): finite. top (n_top <= vocab): see folollm_sample.
  * False: every token is banned. */
-FL_LOCAL bool fl_sampler_choose(fl_sampler *s, fl_backend *backend, const fl_sampling *options, const float *logits,
+FL_LOCAL bool fl_sampler_choose(fl_sampler *s, const fl_sampling *options, const float *logits,
                                 const fl_history *history, folollm_logprob *chosen, folollm_logprob *top,
                                 size_t n_top);
 

@@ -217,7 +217,7 @@ FL_LOCAL bool fl_sequence_choose(const fl_sequence *s, const fl_chooser *c, cons
                                  folollm_sampled *out, folollm_logprob *top, size_t n_top) {
     fl_history history = fl_sequence_history(s, c->pages);
     folollm_logprob chosen;
-    if (!fl_sampler_choose(c->sampler, c->backend, &s->sampling, logits, &history, &chosen, top, n_top)) {
+    if (!fl_sampler_choose(c->sampler, &s->sampling, logits, &history, &chosen, top, n_top)) {
         return false;
     }
     out->token = chosen.token;

@@ -92,7 +92,6 @@ FL_LOCAL void fl_sequence_replay(fl_sequence *s, const fl_pages *pages, const fl
 /* What choosing a token needs beside the sequence. */
 typedef struct fl_chooser {
     fl_sampler *sampler;
-    fl_backend *backend;
     const fl_pages *pages;
     const fl_tokenizer *tokenizer; /* NULL: no text */
     uint32_t limit;                /* tokens of a sequence, at most */

@@ -828,17 +828,6 @@ static void fl_cpu_attend(fl_backend *b, const fl_attention *a, const fl_batch *
     fl_pool_run(job.cpu->pool, n_tiles * n, fl_attend_task, &job);
 }
 
-static bool fl_cpu_softmax_stats(fl_backend *b, const float *x, size_t n, float *max, float *sum) {
-    uint32_t broken = 0;
-    for (size_t i = 0; i < n; i++) {
-        broken |= !fl_is_finite(x[i]);
-    }
-    if (broken == 0) {
-        fl_cpu_of(b)->kernels->softmax_stats(x, n, max, sum);
-    }
-    return broken == 0;
-}
-
 /* Every op is done when it returns. */
 static bool fl_cpu_begin(fl_backend *b, const fl_batch *batch) {
     (void)b;
@@ -858,7 +847,6 @@ static void fl_cpu_wait(fl_backend *b) {
 static const fl_ops fl_cpu_ops = {
     fl_cpu_begin,      fl_cpu_end,    fl_cpu_wait,        fl_cpu_embed,        fl_cpu_norm_qkv,
     fl_cpu_rope_store, fl_cpu_attend, fl_cpu_project_add, fl_cpu_norm_gate_up, fl_cpu_norm_head,
-    fl_cpu_softmax_stats,
 };
 
 FL_LOCAL void fl_cpu_init(fl_cpu_backend *cpu, const fl_kernels *kernels, fl_pool *pool) {

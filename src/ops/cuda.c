@@ -626,7 +626,6 @@ FL_LOCAL void fl_cuda_record_end(fl_cuda_backend *b) {
 static const fl_ops fl_cuda_ops = {
     fl_cuda_begin,      fl_cuda_end,    fl_cuda_wait_for_ops, fl_cuda_embed,        fl_cuda_norm_qkv,
     fl_cuda_rope_store, fl_cuda_attend, fl_cuda_project_add,  fl_cuda_norm_gate_up, fl_cuda_norm_head,
-    NULL,
 };
 
 FL_LOCAL folollm_status fl_cuda_start(fl_cuda_backend *b, fl_cuda *cuda, folollm_error *error) {

@@ -12,6 +12,9 @@
 
 #define FL_BLOCK_TOKENS 64 /* keys that attention takes at a time, at multiples of this: the order of its sums */
 
+#define FL_WEIGHT_ONE 1073741824.0f /* 2^30 */
+#define FL_LOWEST (-3.40282326e+38f) /* the number after -FLT_MAX */
+
 /* The scores of rows of integers against keys of the KV cache. */
 typedef struct fl_dots {
     folollm_kv_type type;
@@ -156,8 +159,15 @@ typedef struct fl_kernels {
     void (*add)(const float *x, size_t n, float *y);
     /* y = g / (1 + exp(-g)) * u */
     void (*silu_mul)(const float *g, const float *u, size_t n, float *y);
-    /* The largest of x (n > 0) and the sum of exp(x - largest) */
-    void (*softmax_stats)(const float *x, size_t n, float *max, float *sum);
+    /* *largest of x (n > 0); false if some are not finite */
+    bool (*largest)(const float *x, size_t n, float *largest);
+    /* The sum of the weights exp(x - largest), in units of 1 / FL_WEIGHT_ONE, each rounded to an integer: no order in
+     * which they are added changes it. weights (n) are given too, if not NULL. */
+    uint64_t (*weigh)(const float *x, size_t n, float largest, uint32_t *weights);
+    /* y = (x - shift) / temperature, within what is finite; but -FLT_MAX, which is no candidate, stays. y may be x */
+    void (*temper)(const float *x, size_t n, float shift, float temperature, float *y);
+    /* Which of x (n) are not below limit, which is above -FLT_MAX, in order; returns how many. which: room for n */
+    size_t (*at_least)(const float *x, size_t n, float limit, uint32_t *which);
 } fl_kernels;
 
 /* NULL: this processor, or this build, does not have it. BEST is never NULL. */

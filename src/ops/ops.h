@@ -188,9 +188,6 @@ typedef struct fl_ops {
      * columns from `first` on, a multiple of 2 * FL_LANES */
     void (*norm_head)(fl_backend *b, const fl_batch *batch, const float *x, const float *norm, float epsilon,
                       const fl_matrix *head, size_t first, size_t n, float *logits);
-    /* *max of x (n), *sum of exp(x - *max); false if any of x is not finite. NULL where logits are read on the host, by
-     * the CPU backend */
-    bool (*softmax_stats)(fl_backend *b, const float *x, size_t n, float *max, float *sum);
 } fl_ops;
 
 struct fl_backend {

@@ -147,6 +147,38 @@ FL_AVX2 float fl_avx2_reduce_max(fl_avx2_v v) {
     return _mm_cvtss_f32(_mm_max_ss(s2, _mm_movehdup_ps(s2)));
 }
 
+typedef struct fl_avx2_total {
+    __m256i even, odd;
+} fl_avx2_total;
+
+FL_AVX2 fl_avx2_total fl_avx2_no_total(void) {
+    fl_avx2_total t = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    return t;
+}
+FL_AVX2 fl_avx2_total fl_avx2_half_total(fl_avx2_total t, __m256 half) {
+    __m256i n = _mm256_cvtps_epi32(half);
+    t.even = _mm256_add_epi64(t.even, _mm256_and_si256(n, _mm256_set1_epi64x(0xFFFFFFFF)));
+    t.odd = _mm256_add_epi64(t.odd, _mm256_srli_epi64(n, 32));
+    return t;
+}
+FL_AVX2 fl_avx2_total fl_avx2_add_total(fl_avx2_total t, fl_avx2_v v) {
+    return fl_avx2_half_total(fl_avx2_half_total(t, v.a), v.b);
+}
+FL_AVX2 uint64_t fl_avx2_sum_total(fl_avx2_total t) {
+    uint64_t lanes[4];
+    _mm256_storeu_si256((__m256i *)(void *)lanes, _mm256_add_epi64(t.even, t.odd));
+    return lanes[0] + lanes[1] + lanes[2] + lanes[3];
+}
+FL_AVX2 void fl_avx2_store_u32(uint32_t *p, fl_avx2_v v) {
+    _mm256_storeu_si256((__m256i *)(void *)p, _mm256_cvtps_epi32(v.a));
+    _mm256_storeu_si256((__m256i *)(void *)(p + 8), _mm256_cvtps_epi32(v.b));
+}
+FL_AVX2 uint32_t fl_avx2_at_least(fl_avx2_v v, float limit) {
+    __m256 l = _mm256_set1_ps(limit);
+    return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(v.a, l, _CMP_GE_OQ)) |
+           (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(v.b, l, _CMP_GE_OQ)) << 8;
+}
+
 /* Sums of rows 0-7, 8-15; quads of the same. */
 typedef struct fl_avx2_sums {
     __m256i at[2];

@@ -130,6 +130,30 @@ FL_AVX512 float fl_avx512_reduce_max(__m512 v) {
     return _mm_cvtss_f32(_mm_max_ss(s2, _mm_movehdup_ps(s2)));
 }
 
+typedef struct fl_avx512_total {
+    __m512i even, odd;
+} fl_avx512_total;
+
+FL_AVX512 fl_avx512_total fl_avx512_no_total(void) {
+    fl_avx512_total t = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    return t;
+}
+FL_AVX512 fl_avx512_total fl_avx512_add_total(fl_avx512_total t, __m512 v) {
+    __m512i n = _mm512_cvtps_epi32(v);
+    t.even = _mm512_add_epi64(t.even, _mm512_and_si512(n, _mm512_set1_epi64(0xFFFFFFFF)));
+    t.odd = _mm512_add_epi64(t.odd, _mm512_srli_epi64(n, 32));
+    return t;
+}
+FL_AVX512 uint64_t fl_avx512_sum_total(fl_avx512_total t) {
+    return (uint64_t)_mm512_reduce_add_epi64(_mm512_add_epi64(t.even, t.odd));
+}
+FL_AVX512 void fl_avx512_store_u32(uint32_t *p, __m512 v) {
+    _mm512_storeu_si512((void *)p, _mm512_cvtps_epi32(v));
+}
+FL_AVX512 uint32_t fl_avx512_at_least(__m512 v, float limit) {
+    return _mm512_cmp_ps_mask(v, _mm512_set1_ps(limit), _CMP_GE_OQ);
+}
+
 /* Sums of two and two products, (rows, 2) in order; quads as words. */
 typedef struct fl_avx512_sums {
     __m512i a, b;

@@ -166,6 +166,37 @@ FL_INLINE float fl_neon_reduce_max(fl_neon_v v) {
     return vgetq_lane_f32(fl_neon_quarter_max(s2, vdupq_laneq_f32(s2, 1)), 0);
 }
 
+typedef struct fl_neon_total {
+    uint64x2_t a, b;
+} fl_neon_total;
+
+FL_INLINE fl_neon_total fl_neon_no_total(void) {
+    fl_neon_total t = {vdupq_n_u64(0), vdupq_n_u64(0)};
+    return t;
+}
+FL_INLINE fl_neon_total fl_neon_add_total(fl_neon_total t, fl_neon_v v) {
+    t.a = vpadalq_u32(vpadalq_u32(t.a, vcvtq_u32_f32(v.a)), vcvtq_u32_f32(v.b));
+    t.b = vpadalq_u32(vpadalq_u32(t.b, vcvtq_u32_f32(v.c)), vcvtq_u32_f32(v.d));
+    return t;
+}
+FL_INLINE uint64_t fl_neon_sum_total(fl_neon_total t) {
+    return vaddvq_u64(vaddq_u64(t.a, t.b));
+}
+FL_INLINE void fl_neon_store_u32(uint32_t *p, fl_neon_v v) {
+    vst1q_u32(p, vcvtq_u32_f32(v.a));
+    vst1q_u32(p + 4, vcvtq_u32_f32(v.b));
+    vst1q_u32(p + 8, vcvtq_u32_f32(v.c));
+    vst1q_u32(p + 12, vcvtq_u32_f32(v.d));
+}
+FL_INLINE uint32_t fl_neon_quarter_at_least(float32x4_t x, float limit) {
+    const uint32x4_t bits = {1, 2, 4, 8};
+    return vaddvq_u32(vandq_u32(vcgeq_f32(x, vdupq_n_f32(limit)), bits));
+}
+FL_INLINE uint32_t fl_neon_at_least(fl_neon_v v, float limit) {
+    return fl_neon_quarter_at_least(v.a, limit) | fl_neon_quarter_at_least(v.b, limit) << 4 |
+           fl_neon_quarter_at_least(v.c, limit) << 8 | fl_neon_quarter_at_least(v.d, limit) << 12;
+}
+
 /* Sums of rows 0-3, 4-7, 8-11, 12-15; quads of the same. */
 typedef struct fl_neon_sums {
     int32x4_t a, b, c, d;

@@ -120,6 +120,38 @@ FL_SCALAR float fl_scalar_reduce_max(fl_scalar_v v) {
     return v.at[0];
 }
 
+/* Exact sums of integral numbers from 0 to 2^30, and whether lanes are not below a number, the first in the lowest
+ * bit. */
+typedef struct fl_scalar_total {
+    uint64_t at;
+} fl_scalar_total;
+
+FL_SCALAR fl_scalar_total fl_scalar_no_total(void) {
+    fl_scalar_total t = {0};
+    return t;
+}
+FL_SCALAR fl_scalar_total fl_scalar_add_total(fl_scalar_total t, fl_scalar_v v) {
+    for (int i = 0; i < 16; i++) {
+        t.at += (uint32_t)v.at[i];
+    }
+    return t;
+}
+FL_SCALAR uint64_t fl_scalar_sum_total(fl_scalar_total t) {
+    return t.at;
+}
+FL_SCALAR void fl_scalar_store_u32(uint32_t *p, fl_scalar_v v) {
+    for (int i = 0; i < 16; i++) {
+        p[i] = (uint32_t)v.at[i];
+    }
+}
+FL_SCALAR uint32_t fl_scalar_at_least(fl_scalar_v v, float limit) {
+    uint32_t bits = 0;
+    for (int i = 0; i < 16; i++) {
+        bits |= (uint32_t)(v.at[i] >= limit) << i;
+    }
+    return bits;
+}
+
 /* Sixteen exact sums of products, and four unsigned bytes of each of sixteen rows, which meet four signed ones of
  * another. wide: the unsigned ones are what they stand for plus 128, and the sums are to be of that; if not, they are
  * below 128. */
