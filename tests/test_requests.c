@@ -285,7 +285,7 @@ static void add_totals(totals *t, const run *r) {
 static void test_matrix(folollm_kv_type kv) {
     static const uint32_t widths[] = {1, 2, 5, 13, 32}, chunks[] = {1, 7, 16, 64, 512};
     totals t = {0};
-    make_jobs(MODEL, 33, 70, 14, kv);
+    make_jobs(MODEL, 33, 70, 16, kv);
     for (size_t w = 0; w < FL_COUNT(widths); w++) {
         for (size_t c = 0; c < FL_COUNT(chunks); c++) {
             for (uint32_t kind = 0; kind < 4; kind++) { /* whole; budgets of tokens; time slices; a small pool */
