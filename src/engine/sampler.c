@@ -290,7 +290,8 @@ static float fl_float_of_key(uint32_t key) {
 
 /* Where the weights of the best add up to `wanted` (not 0, nor more than all have); weights NULL: each is 1. By three
  * histograms of keys, each of those that share the leading bits found by the one before. */
-static fl_threshold fl_find_threshold(const fl_sampler *s, const fl_candidates *c, const uint32_t *weights, uint64_t wanted) {
+static fl_threshold fl_find_threshold(const fl_sampler *s, const fl_candidates *c, const uint32_t *weights,
+                                      uint64_t wanted) {
     static const unsigned shifts[] = {21, 10, 0}, n_bins[] = {FL_BINS, FL_BINS, FL_BINS / 2};
     uint32_t found = 0;
     for (size_t pass = 0; pass < 3; pass++) {
