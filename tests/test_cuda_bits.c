@@ -174,8 +174,8 @@ static void layout_side(side *s, fl_arena *arena, fl_arena *angles, const layer_
     fl_activations_layout(&s->a, arena, angles, limits);
     fl_kv kv = {c->kv, NULL, NULL, 1, SEQS * CONTEXT / FL_PAGE_TOKENS, c->n_kv_heads, c->head_dim};
     s->kv = kv;
-    s->kv.k = fl_take(arena, kv.n_pages, fl_kv_offset(&kv, 0, 1, 0));
-    s->kv.v = fl_take(arena, kv.n_pages, fl_kv_offset(&kv, 0, 1, 0));
+    s->kv.k = fl_take(arena, 1, fl_kv_offset(&kv, 1, 0, 0));
+    s->kv.v = fl_take(arena, 1, fl_kv_offset(&kv, 1, 0, 0));
 }
 
 static void layout_sides(const layer_case *c) {
@@ -239,13 +239,13 @@ static int rows_are_equal(const float *of_cpu, const float *of_cuda, size_t n_ro
 /* The cache's rows in the slots of a batch. */
 static int kv_is_equal(const fl_batch *batch) {
     const fl_kv *kv = &sides[0].kv;
-    size_t block_bytes = fl_kv_row_bytes(kv) * FL_PAGE_TOKENS, n = fl_kv_row_bytes(kv);
+    size_t block_bytes = fl_kv_block_bytes(kv), n = fl_kv_row_bytes(kv);
     uint8_t *block = take(block_bytes), *a = take(n), *b = take(n);
     int equal = 1;
     for (size_t i = 0; i < batch->n_rows * kv->n_kv_heads * 2; i++) {
         uint32_t slot = batch->slots[i / (2 * kv->n_kv_heads)];
         bool is_v = i % 2 == 1;
-        size_t at = fl_kv_offset(kv, 0, slot / FL_PAGE_TOKENS, i / 2 % kv->n_kv_heads);
+        size_t at = fl_kv_offset(kv, 0, i / 2 % kv->n_kv_heads, slot / FL_PAGE_TOKENS);
         fl_cuda_read(&device, block, (is_v ? sides[1].kv.v : sides[1].kv.k) + at, block_bytes);
         fl_kv_copy_row(kv, is_v, block, slot % FL_PAGE_TOKENS, a, false);
         fl_kv_copy_row(kv, is_v, (is_v ? kv->v : kv->k) + at, slot % FL_PAGE_TOKENS, b, false);

@@ -207,7 +207,7 @@ static void test_rows(void) {
         for (size_t w = 0; w < FL_COUNT(widths); w++) {
             fl_kv kv = {.type = (folollm_kv_type)type, .n_layers = 1, .n_pages = 2, .n_kv_heads = 1,
                         .head_dim = widths[w]};
-            size_t n = fl_kv_row_bytes(&kv), block_bytes = fl_kv_offset(&kv, 0, 1, 0);
+            size_t n = fl_kv_row_bytes(&kv), block_bytes = fl_kv_block_bytes(&kv);
             uint8_t *block = malloc(block_bytes), *rows = malloc(FL_PAGE_TOKENS * n), *back = malloc(n);
             CHECK(block_bytes == FL_PAGE_TOKENS * n);
             for (int is_v = 0; is_v < 2; is_v++) {
@@ -235,9 +235,20 @@ static void test_rows(void) {
 
 enum { TOKENS = 75, HEADS = 6, KV_HEADS = 2, PAGES = (TOKENS + FL_PAGE_TOKENS - 1) / FL_PAGE_TOKENS };
 
-/* out (TOKENS, HEADS * d) from qkv (TOKENS, (HEADS + 2 KV_HEADS) * d), both padded, through the cache; pages lie out of
- * order, and everything else is NaN. */
-static void attend(const fl_kernels *k, folollm_kv_type type, size_t d, uint32_t window, const float *qkv, float *out) {
+/* Kernels whose gather notes in which type it met its values. */
+static const fl_kernels *spied;
+static size_t met[FOLOLLM_KV_Q4 + 1];
+
+static void spying_gather(float *out, const float *factors, const float *weights, size_t n_heads, const fl_rows *v,
+                          size_t begin, size_t end) {
+    met[v->type]++;
+    spied->gather(out, factors, weights, n_heads, v, begin, end);
+}
+
+/* out (TOKENS, HEADS * d) from qkv (TOKENS, (HEADS + 2 KV_HEADS) * d), both padded, through the cache, `together` rows
+ * at a time; pages lie out of order, and everything else is NaN. */
+static void attend(const fl_kernels *k, folollm_kv_type type, size_t d, uint32_t window, uint32_t together,
+                   const float *qkv, float *out) {
     size_t n_qkv = TOKENS * fl_padded((HEADS + 2 * KV_HEADS) * d);
     fl_limits limits = {.n_rows = TOKENS, .head_dim = d, .group = HEADS / KV_HEADS};
     fl_kv kv = {.type = type, .n_layers = 2, .n_pages = PAGES + 1, .n_kv_heads = KV_HEADS, .head_dim = d};
@@ -245,15 +256,22 @@ static void attend(const fl_kernels *k, folollm_kv_type type, size_t d, uint32_t
                       .window = window};
     fl_cpu_backend cpu;
     fl_arena arena = {0};
-    fl_cpu_init(&cpu, k, NULL);
+    fl_kernels spying = *k;
+    spying.gather = spying_gather;
+    spied = k;
+    fl_cpu_init(&cpu, &spying, NULL);
     fl_cpu_layout(&cpu, &arena, &limits, 1);
     uint32_t slots[TOKENS], pages[PAGES];
     for (uint32_t i = 0; i < TOKENS; i++) {
         pages[i / FL_PAGE_TOKENS] = PAGES - i / FL_PAGE_TOKENS;
         slots[i] = pages[i / FL_PAGE_TOKENS] * FL_PAGE_TOKENS + i % FL_PAGE_TOKENS;
     }
-    fl_run run = {0, TOKENS, 0, pages, NULL};
-    fl_batch batch = {.n_rows = TOKENS, .slots = slots, .runs = &run, .n_runs = 1};
+    fl_run runs[TOKENS];
+    fl_batch batch = {.n_rows = TOKENS, .slots = slots, .runs = runs};
+    for (uint32_t i = 0; i < TOKENS; i += together) {
+        fl_run run = {i, fl_min(together, TOKENS - i), i, pages, NULL};
+        runs[batch.n_runs++] = run;
+    }
     size_t kv_bytes = fl_kv_offset(&kv, 2, 0, 0);
     float *copy = malloc(n_qkv * sizeof *copy), *angles = malloc(TOKENS * d * sizeof *angles);
     kv.k = malloc(kv_bytes);
@@ -310,9 +328,25 @@ static void random_qkv(float *qkv, size_t d) {
     }
 }
 
+/* Few queries meet values where they lie, many meet floats; the same bits. */
+static void test_few(const fl_kernels *k, folollm_kv_type type, size_t d, uint32_t window, const float *qkv,
+                     const float *first) {
+    static const uint32_t together[] = {1, 2, 5, 15}; /* times a group of 3: queries */
+    static float out[TOKENS * 8 * 128];
+    for (size_t i = 0; i < FL_COUNT(together); i++) {
+        bool few = together[i] < 15 && d % (type == FOLOLLM_KV_Q4 ? 32 : 16) == 0;
+        memset(met, 0, sizeof met);
+        memset(out, 0, sizeof out);
+        attend(k, type, d, window, together[i], qkv, out);
+        CHECK(memcmp(first, out, TOKENS * fl_padded(HEADS * d) * sizeof *out) == 0);
+        CHECK(type == FOLOLLM_KV_F32 || (few ? met[type] > 0 : met[type] == 0 && met[FOLOLLM_KV_F32] > 0));
+    }
+}
+
 static void test_attention(void) {
-    static const folollm_kv_type types[] = {FOLOLLM_KV_F32, FOLOLLM_KV_Q8, FOLOLLM_KV_Q4};
-    static const double gates[] = {1e-10, 5e-4, 5e-2};
+    static const folollm_kv_type types[] = {FOLOLLM_KV_F32, FOLOLLM_KV_F16, FOLOLLM_KV_BF16, FOLOLLM_KV_Q8,
+                                            FOLOLLM_KV_Q4};
+    static const double gates[] = {1e-10, 1e-6, 1e-4, 5e-4, 5e-2};
     static float qkv[TOKENS * 16 * 128], first[TOKENS * 8 * 128], out[TOKENS * 8 * 128];
     double worst[FL_COUNT(types)] = {0};
     const fl_kernels *tables[INSIDE_TABLES];
@@ -325,15 +359,17 @@ static void test_attention(void) {
             for (size_t t = 0; t < n_tables; t++) {
                 float *to = t == 0 ? first : out;
                 memset(to, 0, sizeof out);
-                attend(tables[t], types[type], d, window, qkv, to);
+                attend(tables[t], types[type], d, window, TOKENS, qkv, to);
                 CHECK(t == 0 || memcmp(first, out, TOKENS * fl_padded(HEADS * d) * sizeof *out) == 0);
+                test_few(tables[t], types[type], d, window, qkv, first);
             }
             double error = attention_error(d, window, qkv, first);
             worst[type] = error > worst[type] ? error : worst[type];
             CHECK(error <= gates[type]);
         }
     }
-    printf("attention, NMSE to float64 on normal numbers: f32 %.2g, q8 %.2g, q4 %.2g\n", worst[0], worst[1], worst[2]);
+    printf("attention, NMSE to float64 on normal numbers: f32 %.2g, f16 %.2g, bf16 %.2g, q8 %.2g, q4 %.2g\n", worst[0],
+           worst[1], worst[2], worst[3], worst[4]);
 }
 
 /* A NaN or an infinity reaches every row that sees it, and no other. */
@@ -348,7 +384,7 @@ static void test_not_finite(void) {
             size_t heads = part == 0 ? HEADS : HEADS + part * KV_HEADS;
             random_qkv(qkv, d);
             qkv[at * stride + heads * d - 1 - random_below((uint32_t)d)] = broken[i / 6];
-            attend(tables[t], i % 2 == 0 ? FOLOLLM_KV_Q8 : FOLOLLM_KV_Q4, d, 0, qkv, out);
+            attend(tables[t], i % 2 == 0 ? FOLOLLM_KV_Q8 : FOLOLLM_KV_Q4, d, 0, TOKENS, qkv, out);
             for (size_t row = 0; row < TOKENS; row++) {
                 for (size_t h = 0; h < HEADS; h++) {
                     bool hit = part == 0 ? row == at && h == HEADS - 1 : row >= at && h >= HEADS / KV_HEADS;

@@ -454,7 +454,7 @@ static bool is_as_in(const folollm *f, image m) {
 static bool is_as_in_but_free(const folollm *f, image m) {
     image now = image_of(f);
     const uint8_t *arena = f->arena.base, *cache = f->worker.cache.base;
-    size_t block = fl_kv_offset(&f->worker.kv, 0, 1, 0), page_tokens = FL_PAGE_TOKENS * sizeof(folollm_token);
+    size_t block = fl_kv_block_bytes(&f->worker.kv), page_tokens = FL_PAGE_TOKENS * sizeof(folollm_token);
     uint8_t *to[2] = {now.bytes + sizeof *f, now.bytes + sizeof *f + f->arena.size};
     const uint8_t *from[2] = {m.bytes + sizeof *f, m.bytes + sizeof *f + f->arena.size};
     for (uint32_t page = 0; page < f->pages.n_pages; page++) {
@@ -463,8 +463,8 @@ static bool is_as_in_but_free(const folollm *f, image m) {
         }
         size_t at = (size_t)((const uint8_t *)f->pages.tokens - arena) + page * page_tokens;
         memcpy(to[0] + at, from[0] + at, page_tokens);
-        for (size_t layer = 0; layer < f->worker.kv.n_layers; layer++) {
-            at = (size_t)(f->worker.kv.k - cache) + fl_kv_offset(&f->worker.kv, layer, page, 0);
+        for (size_t head = 0; head < f->worker.kv.n_layers * f->worker.kv.n_kv_heads; head++) {
+            at = (size_t)(f->worker.kv.k - cache) + fl_kv_offset(&f->worker.kv, 0, head, page);
             memcpy(to[1] + at, from[1] + at, block);
             at += (size_t)(f->worker.kv.v - f->worker.kv.k);
             memcpy(to[1] + at, from[1] + at, block);

@@ -273,7 +273,7 @@ static void fl_snapshot_copy_row(fl_worker *w, const uint32_t *pages, uint32_t n
     size_t at = (size_t)(i % n_tokens), block = (size_t)(i / n_tokens), head = block % kv->n_kv_heads;
     size_t half = block / kv->n_kv_heads, layer = half / 2;
     bool is_v = half % 2 == 1;
-    uint8_t *of_page = fl_worker_visit(w, is_v, fl_kv_offset(kv, layer, pages[at / FL_PAGE_TOKENS], head), to_cache);
+    uint8_t *of_page = fl_worker_visit(w, is_v, fl_kv_offset(kv, layer, head, pages[at / FL_PAGE_TOKENS]), to_cache);
     fl_kv_copy_row(kv, is_v, of_page, at % FL_PAGE_TOKENS, row, to_cache);
 }
 

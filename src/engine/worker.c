@@ -7,12 +7,12 @@ static void fl_worker_layout_kv(fl_worker *w, const fl_worker_options *o) {
     w->kv.n_pages = o->n_pages;
     w->kv.n_kv_heads = c->n_kv_heads;
     w->kv.head_dim = c->head_dim;
-    size_t layers = (size_t)c->n_layers * fl_kv_offset(&w->kv, 0, 1, 0); /* below 2^63: config.c bounds each factor */
+    size_t page_bytes = (size_t)c->n_layers * c->n_kv_heads * fl_kv_block_bytes(&w->kv); /* config.c bounds each factor */
     w->cache.raw = true; /* a slot is read only after it was written */
-    w->kv.k = fl_take(&w->cache, o->n_pages, layers);
-    w->kv.v = fl_take(&w->cache, o->n_pages, layers);
+    w->kv.k = fl_take(&w->cache, o->n_pages, page_bytes);
+    w->kv.v = fl_take(&w->cache, o->n_pages, page_bytes);
     if (o->device != 0) {
-        w->visit.bytes = fl_take(&w->scratch, FL_PAGE_TOKENS, fl_kv_row_bytes(&w->kv));
+        w->visit.bytes = fl_take(&w->scratch, 1, fl_kv_block_bytes(&w->kv));
     }
 }
 
@@ -106,13 +106,14 @@ FL_LOCAL fl_slice fl_worker_whole(const fl_worker *w) {
 
 FL_LOCAL void fl_worker_copy_page(fl_worker *w, uint32_t from, uint32_t to) {
     const fl_kv *kv = &w->kv;
-    size_t bytes = fl_kv_offset(kv, 0, 1, 0), layer = bytes * kv->n_pages, source = from * bytes, target = to * bytes;
+    size_t bytes = fl_kv_block_bytes(kv), source = from * bytes, target = to * bytes;
+    size_t head = bytes * kv->n_pages, n_heads = kv->n_layers * kv->n_kv_heads;
     if (w->cuda.device != NULL) {
-        fl_cuda_copy(&w->cuda, kv->k + target, kv->k + source, layer, bytes, kv->n_layers);
-        fl_cuda_copy(&w->cuda, kv->v + target, kv->v + source, layer, bytes, kv->n_layers);
+        fl_cuda_copy(&w->cuda, kv->k + target, kv->k + source, head, bytes, n_heads);
+        fl_cuda_copy(&w->cuda, kv->v + target, kv->v + source, head, bytes, n_heads);
         return;
     }
-    for (size_t at = 0; at < kv->n_layers * layer; at += layer) {
+    for (size_t at = 0; at < n_heads * head; at += head) {
         memcpy(kv->k + at + target, kv->k + at + source, bytes);
         memcpy(kv->v + at + target, kv->v + at + source, bytes);
     }
@@ -148,7 +149,7 @@ FL_LOCAL uint8_t *fl_worker_visit(fl_worker *w, bool is_v, size_t at, bool chang
         fl_worker_leave(w);
         w->visit.of = block;
         if (!changes) {
-            fl_cuda_read(&w->cuda, w->visit.bytes, block, FL_PAGE_TOKENS * fl_kv_row_bytes(&w->kv));
+            fl_cuda_read(&w->cuda, w->visit.bytes, block, fl_kv_block_bytes(&w->kv));
         }
     }
     w->visit.changed = changes;
@@ -157,7 +158,7 @@ FL_LOCAL uint8_t *fl_worker_visit(fl_worker *w, bool is_v, size_t at, bool chang
 
 FL_LOCAL void fl_worker_leave(fl_worker *w) {
     if (w->visit.of != NULL && w->visit.changed) {
-        fl_cuda_write(&w->cuda, w->visit.of, w->visit.bytes, FL_PAGE_TOKENS * fl_kv_row_bytes(&w->kv));
+        fl_cuda_write(&w->cuda, w->visit.of, w->visit.bytes, fl_kv_block_bytes(&w->kv));
     }
     w->visit.of = NULL;
     w->visit.changed = false;

@@ -91,8 +91,9 @@ static void fl_merge_row(const fl_converter *c, const fl_merged *merged, size_t 
     for (size_t i = 0; i < merged->n; i++) {
         const fl_low_rank *l = &merged->adapters[i].low_ranks[merged->index];
         for (size_t k = 0; k < l->rank; k += FL_BLOCK_TOKENS) { /* a weighted sum of rows, as attention has it */
-            c->kernels->gather(x, 0, &one, l->b + row * fl_padded(l->rank) + k, 1, l->a + k * fl_padded(n), 0,
-                               fl_min(l->rank - k, FL_BLOCK_TOKENS), fl_padded(n));
+            fl_rows a = {FOLOLLM_KV_F32, fl_padded(n), FL_BLOCK_TOKENS, {(const uint8_t *)(l->a + k * fl_padded(n))}};
+            c->kernels->gather(x, &one, l->b + row * fl_padded(l->rank) + k, 1, &a, 0,
+                               fl_min(l->rank - k, FL_BLOCK_TOKENS));
         }
     }
 }

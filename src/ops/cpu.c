@@ -23,6 +23,7 @@
 #define FL_ROWS_A_TASK 8 /* of work by rows */
 #define FL_ORDERS_MAX 3   /* of columns in a matrix: one a part */
 #define FL_TILE_QUERIES 64 /* query rows of an attention tile: positions times heads of a group */
+#define FL_FEW_QUERIES 16  /* of them, that meet keys and values where they lie */
 
 static fl_cpu_backend *fl_cpu_of(fl_backend *b) {
     return (fl_cpu_backend *)(void *)b;
@@ -558,7 +559,7 @@ static void fl_rope_row(const fl_rope_job *j, size_t row, int8_t *scratch) {
     }
     x -= a->n_kv_heads * d;
     for (size_t h = 0; h < a->n_kv_heads; h++, x += d) {
-        size_t at = fl_kv_offset(j->kv, j->layer, page, h);
+        size_t at = fl_kv_offset(j->kv, j->layer, h, page);
         fl_store_row(j, false, x, j->kv->k + at, token, scratch);
         fl_store_row(j, true, x + a->n_kv_heads * d, j->kv->v + at, token, scratch);
     }
@@ -603,6 +604,7 @@ typedef struct fl_attend_tile {
     float *total;    /* the same: o of the splits before this one */
     float *scores;   /* (n * group, FL_BLOCK_TOKENS) */
     float *k, *v;    /* (FL_BLOCK_TOKENS, head_dim) in whole vectors; v without its scales */
+    fl_rows keys, values;       /* of a block of tokens */
     float *k_scales, *v_scales; /* (FL_BLOCK_TOKENS) */
     float *maximum, *sum, *factor, *total_maximum, *total_sum; /* (n * group) */
     float *q_scales;
@@ -670,22 +672,53 @@ static void fl_attend_begin(fl_attend_tile *t, float *scratch) {
     }
 }
 
-/* Tokens [begin, begin + n) of the sequence as floats. begin is a multiple of FL_BLOCK_TOKENS. */
-static void fl_attend_load(const fl_attend_tile *t, const uint8_t *from, size_t begin, size_t n, float *to) {
-    static const fl_dtype types[] = {FL_F16, FL_F32, FL_BF16};
+/* Few queries meet keys and values where they lie: nothing is stored in between, and memory is read as one stream. Many
+ * meet them as floats, laid out once for all. The bits are the same. */
+static bool fl_attend_is_few(const fl_attend_tile *t) {
     const fl_attend_job *j = t->job;
-    size_t d = j->a->head_dim, stride = fl_lanes(d), row_bytes = fl_kv_row_bytes(j->kv);
-    fl_dtype type = types[j->kv->type];
-    for (size_t i = 0; i < n; i += FL_PAGE_TOKENS) {
-        size_t m = fl_min(n - i, FL_PAGE_TOKENS);
-        const uint8_t *page =
-            from + fl_kv_offset(j->kv, j->layer, t->pages[(begin + i) / FL_PAGE_TOKENS], t->kv_head);
-        if (d == stride) {
-            j->cpu->kernels->expand(type, page, m * d, to + i * stride);
+    size_t lanes = j->kv->type == FOLOLLM_KV_Q4 ? 2 * FL_LANES : FL_LANES; /* a half of a row of q4 in whole vectors */
+    return t->n * j->group <= FL_FEW_QUERIES && j->a->head_dim % lanes == 0;
+}
+
+/* The block of the page with a token, of K or of V. */
+static const uint8_t *fl_attend_page(const fl_attend_tile *t, const uint8_t *from, size_t token) {
+    const fl_attend_job *j = t->job;
+    return from + fl_kv_offset(j->kv, j->layer, t->kv_head, t->pages[token / FL_PAGE_TOKENS]);
+}
+
+/* n rows of a page as floats, without their scales. */
+static void fl_attend_widen(const fl_attend_tile *t, const uint8_t *page, size_t n, float *to) {
+    static const fl_dtype types[] = {FL_F16, FL_F32, FL_BF16};
+    const fl_kv *kv = t->job->kv;
+    const fl_kernels *k = t->job->cpu->kernels;
+    size_t d = kv->head_dim, stride = fl_lanes(d), row_bytes = fl_kv_numbers_bytes(kv);
+    if (!fl_kv_is_scaled(kv->type) && d == stride) {
+        k->expand(types[kv->type], page, n * d, to);
+        return;
+    }
+    for (size_t i = 0; i < n; i++, page += row_bytes, to += stride) {
+        if (fl_kv_is_scaled(kv->type)) {
+            k->unpack(kv->type, page, d, to);
         } else {
-            for (size_t token = 0; token < m; token++) {
-                j->cpu->kernels->expand(type, page + token * row_bytes, d, to + (i + token) * stride);
-            }
+            k->expand(types[kv->type], page, d, to);
+        }
+    }
+}
+
+/* Tokens [begin, begin + n) of the sequence, of K or of V; begin is a multiple of FL_BLOCK_TOKENS. room: for floats. */
+static void fl_attend_load(const fl_attend_tile *t, const uint8_t *from, size_t begin, size_t n, float *room,
+                           fl_rows *rows) {
+    bool few = fl_attend_is_few(t);
+    rows->type = few ? t->job->kv->type : FOLOLLM_KV_F32;
+    rows->n = fl_lanes(t->job->a->head_dim);
+    rows->n_of_part = few ? FL_PAGE_TOKENS : FL_BLOCK_TOKENS;
+    rows->parts[0] = (const uint8_t *)room;
+    for (size_t i = 0; i < n; i += FL_PAGE_TOKENS) {
+        const uint8_t *page = fl_attend_page(t, from, begin + i);
+        if (few) {
+            rows->parts[i / FL_PAGE_TOKENS] = page;
+        } else {
+            fl_attend_widen(t, page, fl_min(n - i, FL_PAGE_TOKENS), room + i * rows->n);
         }
     }
 }
@@ -706,19 +739,15 @@ static void fl_attend_strips(fl_attend_tile *t, const uint8_t *block, size_t i) 
     }
 }
 
-/* Tokens [begin, begin + n) of a cache with scales: K stays where it is, V becomes floats without its scales. */
+/* Keys with scales, which stay where they are, and the scales of their values. */
 static void fl_attend_load_scaled(fl_attend_tile *t, size_t begin, size_t n) {
     const fl_attend_job *j = t->job;
-    size_t d = j->a->head_dim, stride = fl_lanes(d), bytes = 4 * t->dots.n_quads;
+    size_t numbers = FL_PAGE_TOKENS * 4 * t->dots.n_quads, scales = FL_PAGE_TOKENS * sizeof(float);
     for (size_t i = 0; i < n; i += FL_PAGE_TOKENS) {
-        size_t at = fl_kv_offset(j->kv, j->layer, t->pages[(begin + i) / FL_PAGE_TOKENS], t->kv_head);
-        const uint8_t *k = j->kv->k + at, *v = j->kv->v + at;
-        memcpy(t->k_scales + i, k + FL_PAGE_TOKENS * bytes, FL_PAGE_TOKENS * sizeof(float));
-        memcpy(t->v_scales + i, v + FL_PAGE_TOKENS * bytes, FL_PAGE_TOKENS * sizeof(float));
+        const uint8_t *k = fl_attend_page(t, j->kv->k, begin + i), *v = fl_attend_page(t, j->kv->v, begin + i);
+        memcpy(t->k_scales + i, k + numbers, scales);
+        memcpy(t->v_scales + i, v + numbers, scales);
         fl_attend_strips(t, k, i);
-        for (size_t token = 0; token < fl_min(n - i, FL_PAGE_TOKENS); token++) {
-            j->cpu->kernels->unpack(j->kv->type, v + token * bytes, d, t->v + (i + token) * stride);
-        }
     }
     t->dots.n_strips = fl_div_up(n, FL_LANES);
 }
@@ -730,20 +759,29 @@ static void fl_attend_range(const fl_attend_tile *t, size_t i, size_t *begin, si
     *begin = window != 0 && *end > window ? *end - window : 0;
 }
 
+static void fl_attend_scores(fl_attend_tile *t, size_t block, size_t n_keys) {
+    const fl_attend_job *j = t->job;
+    const fl_kernels *k = j->cpu->kernels;
+    size_t stride = fl_lanes(j->a->head_dim), n = t->n * j->group;
+    if (fl_kv_is_scaled(j->kv->type)) {
+        fl_attend_load_scaled(t, block, n_keys);
+        k->dots(&t->dots);
+        return;
+    }
+    fl_attend_load(t, j->kv->k, block, n_keys, t->k, &t->keys);
+    if (fl_attend_is_few(t)) {
+        k->scores(t->q, n, &t->keys, n_keys, t->scores);
+    } else {
+        k->matmul(t->q, stride, n, t->k, stride, n_keys, stride, fl_no_next, t->scores, FL_BLOCK_TOKENS);
+    }
+}
+
 static void fl_attend_block(fl_attend_tile *t, size_t block, size_t n_keys) {
     const fl_attend_job *j = t->job;
     const fl_kernels *k = j->cpu->kernels;
     size_t stride = fl_lanes(j->a->head_dim), begin, end;
-    bool scaled = fl_kv_is_scaled(j->kv->type);
-    if (scaled) {
-        fl_attend_load_scaled(t, block, n_keys);
-        k->dots(&t->dots);
-    } else {
-        fl_attend_load(t, j->kv->k, block, n_keys, t->k);
-        fl_attend_load(t, j->kv->v, block, n_keys, t->v);
-        k->matmul(t->q, stride, t->n * j->group, t->k, stride, n_keys, stride, fl_no_next, t->scores,
-                  FL_BLOCK_TOKENS);
-    }
+    fl_attend_scores(t, block, n_keys);
+    fl_attend_load(t, j->kv->v, block, n_keys, t->v, &t->values);
     for (size_t row = 0; row < t->n; row++) {
         fl_attend_range(t, row, &begin, &end);
         begin = fl_max(begin, block) - block;
@@ -755,12 +793,12 @@ static void fl_attend_block(fl_attend_tile *t, size_t block, size_t n_keys) {
         for (size_t i = first; i < first + j->group; i++) {
             t->factor[i] = k->softmax(t->scores + i * FL_BLOCK_TOKENS, begin, end, j->a->scale, &t->maximum[i],
                                       &t->sum[i]);
-            if (scaled) {
+            if (fl_kv_is_scaled(j->kv->type)) {
                 k->mul(t->v_scales + begin, end - begin, t->scores + i * FL_BLOCK_TOKENS + begin);
             }
         }
-        k->gather(t->o + first * stride, stride, t->factor + first, t->scores + first * FL_BLOCK_TOKENS, j->group,
-                  t->v, begin, end, stride);
+        k->gather(t->o + first * stride, t->factor + first, t->scores + first * FL_BLOCK_TOKENS, j->group, &t->values,
+                  begin, end);
     }
 }
 

@@ -570,7 +570,7 @@ static void fl_cuda_norm_head(fl_backend *backend, const fl_batch *batch, const 
 static fl_device_kv fl_cuda_kv(const fl_kv *kv, size_t layer) {
     size_t at = fl_kv_offset(kv, layer, 0, 0);
     fl_device_kv of = {kv->k + at, kv->v + at, (int)kv->type, FL_PAGE_TOKENS, (uint32_t)kv->n_kv_heads,
-                       (uint32_t)kv->head_dim};
+                       (uint32_t)kv->head_dim, kv->n_pages};
     return of;
 }
 

@@ -78,7 +78,7 @@ __device__ __forceinline__ const float *fl_query_of(const fl_tile &w, uint32_t q
 
 __device__ __forceinline__ const uint8_t *fl_block_of(const fl_tile &w, const uint8_t *kv, uint32_t token) {
     uint32_t page = w.a->pages[w.queries.pages + token / w.a->kv.page_tokens];
-    return kv + ((size_t)page * w.a->kv.n_kv_heads + w.kv_head) * fl_kv_block_bytes(w.a->kv);
+    return kv + (w.kv_head * w.a->kv.n_pages + page) * fl_kv_block_bytes(w.a->kv);
 }
 
 /* ---- Queries -- */

@@ -254,7 +254,7 @@ __global__ void __launch_bounds__(FL_ROPE_WARPS * FL_WARP) fl_rope_kernel(fl_dev
     }
     if (!is_q) {
         uint32_t slot = a.slots[row], page = slot / a.kv.page_tokens, kv_head = (head - a.n_heads) % n_kv;
-        uint8_t *block = (is_v ? a.kv.v : a.kv.k) + ((size_t)page * n_kv + kv_head) * fl_kv_block_bytes(a.kv);
+        uint8_t *block = (is_v ? a.kv.v : a.kv.k) + (kv_head * a.kv.n_pages + page) * fl_kv_block_bytes(a.kv);
         fl_kv_store(a.kv, is_v, x, block, slot % a.kv.page_tokens);
     }
 }

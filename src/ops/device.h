@@ -150,6 +150,7 @@ typedef struct fl_device_kv { /* of one layer: ops.h */
     uint8_t *k, *v;
     int type;
     uint32_t page_tokens, n_kv_heads, head_dim;
+    size_t n_pages;
 } fl_device_kv;
 
 typedef struct fl_device_rope {

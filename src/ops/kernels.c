@@ -12,6 +12,7 @@
 #define FL_KEEP_LOOPS
 #define FL_TILE_ROWS 2
 #define FL_TILE_OUTS 2
+#define FL_SCORE_QUERIES 2
 #define FL_GATHER_VECTORS 4
 #define FL_VEC_ROWS 2
 #define FL_VEC_OUTS 1
@@ -44,6 +45,7 @@
 #define FL_TARGET FL_TARGET_AVX2
 #define FL_TILE_ROWS 2
 #define FL_TILE_OUTS 3
+#define FL_SCORE_QUERIES 2
 #define FL_GATHER_VECTORS 4
 #define FL_VEC_ROWS 4
 #define FL_VEC_OUTS 1
@@ -70,7 +72,8 @@
 #define FL_TARGET FL_TARGET_AVX512
 #define FL_TILE_ROWS 4
 #define FL_TILE_OUTS 6
-#define FL_GATHER_VECTORS 4
+#define FL_SCORE_QUERIES 4
+#define FL_GATHER_VECTORS 8
 #define FL_VEC_ROWS 6
 #define FL_VEC_OUTS 4
 #define FL_VNNI
@@ -101,6 +104,7 @@
 #define FL_ISA_NAME "neon"
 #define FL_TILE_ROWS 2
 #define FL_TILE_OUTS 2
+#define FL_SCORE_QUERIES 2
 #define FL_GATHER_VECTORS 2
 #define FL_VEC_ROWS 4
 #define FL_VEC_OUTS 1

@@ -15,6 +15,14 @@
 #define FL_WEIGHT_ONE 1073741824.0f /* 2^30 */
 #define FL_LOWEST (-3.40282326e+38f) /* the number after -FLT_MAX */
 
+/* Rows of keys or values, n numbers each, in whole vectors: those of the KV cache where they lie, page by page, or laid
+ * out as floats. Of scaled types only values, without their scales. */
+typedef struct fl_rows {
+    folollm_kv_type type;
+    size_t n, n_of_part; /* rows in a part */
+    const uint8_t *parts[FL_BLOCK_TOKENS / FL_PAGE_TOKENS];
+} fl_rows;
+
 /* The scores of rows of integers against keys of the KV cache. */
 typedef struct fl_dots {
     folollm_kv_type type;
@@ -139,14 +147,16 @@ typedef struct fl_kernels {
     void (*dots)(const fl_dots *d);
     /* n numbers of KV cache, floats of some type */
     void (*store)(folollm_kv_type type, const float *x, size_t n, void *to);
+    /* scores[i * FL_BLOCK_TOKENS + j] = q_i . k_j: the same bits as by matmul, sooner for few queries */
+    void (*scores)(const float *q, size_t n_queries, const fl_rows *k, size_t n_keys, float *scores);
     /* One step of the running softmax (Milakov and Gimelshein, 2018): scores (FL_BLOCK_TOKENS) become weights
      * relative to the new maximum, zero outside [begin, end); returns the factor for what was gathered before.
      * maximum and sum are updated. */
     float (*softmax)(float *scores, size_t begin, size_t end, float scale, float *maximum, float *sum);
-    /* out_h = out_h * factor_h + sum over [begin, end) of weights_h[j] * v_j, in order of j; n_heads rows of out and of
-     * weights (stride FL_BLOCK_TOKENS), v (FL_BLOCK_TOKENS, n), n in whole vectors. */
-    void (*gather)(float *out, size_t out_stride, const float *factors, const float *weights, size_t n_heads,
-                   const float *v, size_t begin, size_t end, size_t n);
+    /* out_h = out_h * factor_h + sum over [begin, end) of weights_h[j] * v_j, in order of j; n_heads rows of out (v->n)
+     * and of weights (FL_BLOCK_TOKENS). */
+    void (*gather)(float *out, const float *factors, const float *weights, size_t n_heads, const fl_rows *v,
+                   size_t begin, size_t end);
     /* What the softmax of earlier keys gave, with that of later ones: total (n), in whole vectors, and its maximum and
      * sum become those of both */
     void (*merge)(const float *part, float maximum, float sum, size_t n, float *total, float *total_maximum,

@@ -4,9 +4,11 @@
  * to fuse, and one forward pass serves one row or a thousand. Matrices are (n_rows, n_cols) row-major as a checkpoint
  * stores them: y = x W^T. Merged ones (QKV, gate and up) are one matrix of several parts.
  *
- * Keys and values live in pages of FL_PAGE_TOKENS tokens, layer by layer, K and V apart:
+ * Keys and values live in pages of FL_PAGE_TOKENS tokens, layer by layer and head by head, K and V apart: attention
+ * reads one head after the other, and consecutive pages of a sequence are then one stretch of memory, which is read at
+ * more than twice the rate of blocks that lie apart.
  *
- *     k: [layer][page][kv_head][token of the page][head_dim]      slot = page * FL_PAGE_TOKENS + token of the page
+ *     k: [layer][kv_head][page][token of the page][head_dim]      slot = page * FL_PAGE_TOKENS + token of the page
  *
  * The types of 8 and 4 bits keep a float beside the integers of a row, and the keys of FL_STRIP tokens side by side, so
  * that one vector of sixteen sums holds the scores of sixteen keys and is never added up across. A block is then
@@ -101,10 +103,14 @@ FL_INLINE size_t fl_kv_row_bytes(const fl_kv *kv) {
     return fl_kv_numbers_bytes(kv) + (fl_kv_is_scaled(kv->type) ? sizeof(float) : 0);
 }
 
-/* Bytes from the start of k or v to the block of [layer][page][kv_head]. */
-FL_INLINE size_t fl_kv_offset(const fl_kv *kv, size_t layer, size_t page, size_t kv_head) {
-    size_t block = ((layer * kv->n_pages + page) * kv->n_kv_heads + kv_head) * FL_PAGE_TOKENS;
-    return block * fl_kv_row_bytes(kv);
+/* Bytes of the block of a page, for one head of one layer. */
+FL_INLINE size_t fl_kv_block_bytes(const fl_kv *kv) {
+    return FL_PAGE_TOKENS * fl_kv_row_bytes(kv);
+}
+
+/* Bytes from the start of k or v to the block of [layer][kv_head][page]. */
+FL_INLINE size_t fl_kv_offset(const fl_kv *kv, size_t layer, size_t kv_head, size_t page) {
+    return ((layer * kv->n_kv_heads + kv_head) * kv->n_pages + page) * fl_kv_block_bytes(kv);
 }
 
 /* Copy one row of the block at k, or of the one at v (is_v): out of the cache, or with `to_cache` into it. `row`
