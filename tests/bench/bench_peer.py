@@ -6,7 +6,7 @@
 
 CHECKPOINT is what folollm opens (default: the GGUF file), MODEL.gguf the same weights for llama.cpp; --gguf may be
 given several times, each time with a name, as NAME=MODEL.gguf, and is then a part of the report. --picture FILE.svg
-draws all of it. BUILD/bin holds llama-bench and llama-completion, and llama-batched-bench when --batch is given. Each
+draws all of it; with --draw REPORT, given as often as there are reports, it draws what earlier runs printed. BUILD/bin holds llama-bench and llama-completion, and llama-batched-bench when --batch is given. Each
 build runs once per --peer-args (default: flash attention off and on). Without --folollm the peers run alone.
 
 The tools run in turn, one repeat of each per round, so that a drift of the machine meets all of them; the figures are
@@ -14,7 +14,7 @@ medians over the rounds. Each repeat waits for a quiet machine and is done again
 spinning barriers make llama.cpp many times slower on a busy one.
 
   - Throughput: "folollm bench" against llama-bench; a batch above 1 against llama-batched-bench, in tokens per second
-    of all sequences together. Both warm up before they measure.
+    of all sequences together. Both warm up before they measure. Batches above 1 are measured at the first depth alone.
   - Cold start: from spawning the process to the first byte of its answer, for a prompt of 16 tokens and one generated
     token, without warm-up, the file in the page cache.
   - Memory: the largest resident set of the process, pages of the mapped file included.
@@ -22,6 +22,7 @@ spinning barriers make llama.cpp many times slower on a busy one.
 Needs Python's standard library alone; --limits also a C compiler.
 """
 import argparse, html, json, os, platform, re, resource, shlex, statistics, subprocess, sys, tempfile, time
+from itertools import chain, repeat
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PROMPT = "The quick brown fox jumps over the lazy dog while the old cat sleeps at home"  # 16 tokens in common vocabularies
@@ -59,9 +60,13 @@ class Folollm:
     def bench(self):
         """Return ({(test, batch, depth): tokens per second}, peak MiB)."""
         a = self.a
-        out, _, peak = run([a.folollm, "bench", *self.common, "-p", str(a.prompt), "-n", str(a.generate), "-b", a.batch,
-                            "--depth", a.depth, "-r", "1", "--json"])
-        return {(r["test"], r["batch"], r["depth"]): r["tokens_per_s"] for r in json_lines(out)}, peak
+        rates, most = {}, 0
+        for depth, batch in zip(a.depth.split(","), chain([a.batch], repeat("1"))):
+            out, _, peak = run([a.folollm, "bench", *self.common, "-p", str(a.prompt), "-n", str(a.generate), "-b", batch,
+                                "--depth", depth, "-r", "1", "--json"])
+            rates.update({(r["test"], r["batch"], r["depth"]): r["tokens_per_s"] for r in json_lines(out)})
+            most = max(most, peak)
+        return rates, most
 
     def start(self):
         _, first, peak = run([self.a.folollm, "generate", *self.common, "-p", PROMPT, "-n", "1", "--ids"])
@@ -82,8 +87,8 @@ class Peer:
         for r in json_lines(out):
             rates["decode" if r["n_gen"] else "prefill", 1, r["n_depth"]] = r["avg_ts"]
             self.version = f"{r['build_commit']} (build {r['build_number']})"
-        batches, depths = ints(a.batch), ints(a.depth)
-        for depth in depths if max(batches) > 1 else ():
+        batches, depth = ints(a.batch), ints(a.depth)[0]
+        if max(batches) > 1:
             room = max(batches) * (depth + a.generate)
             out, _, _ = run([self.bin("llama-batched-bench"), *self.common, "-tb", str(a.threads), "-c", str(room), "-npp",
                              str(depth), "-ntg", n, "-npl", ",".join(str(b) for b in batches if b > 1),
@@ -225,6 +230,27 @@ def bars(parts, a):
     return "\n".join([head, *lines, "</svg>"]) + "\n"
 
 
+def drawn_rows(reports, a):
+    """The parts of earlier reports as measure() gives them, those of one name joined."""
+    parts, head = {}, None
+    for path in reports:
+        with open(path, encoding="utf-8") as f:
+            for line in f:
+                cells = [c.strip() for c in line.strip().strip("|").split("|")]
+                if line.startswith("## "):
+                    rows, head = parts.setdefault(line[3:].strip(), {}), None
+                elif line.startswith("| "):
+                    row = re.fullmatch(r"(prefill|decode) (\d+)(?:, batch (\d+))?(?:, depth (\d+))?", cells[0])
+                    if row is None:
+                        head = cells
+                        continue
+                    figures = dict(zip(head[1:], cells[1:]))
+                    rows[row[1], int(row[3] or 1), int(row[4] or 0)] = {
+                        label: [float(cell.split()[0])] for label, cell in figures.items() if "(" in cell}
+                    setattr(a, "prompt" if row[1] == "prefill" else "generate", int(row[2]))
+    return [(name, rows, ()) for name, rows in parts.items()]
+
+
 def limits(a):
     with tempfile.TemporaryDirectory() as d:
         exe = os.path.join(d, "limits")
@@ -238,10 +264,11 @@ def main():
     ap.add_argument("--folollm", help="the folollm command-line tool; left out, the peers run alone")
     ap.add_argument("--model", help="checkpoint for folollm (default: the GGUF file)")
     ap.add_argument("--folollm-args", default="", metavar="ARGS", help="more arguments for folollm, in one string")
-    ap.add_argument("--peer", action="append", required=True, metavar="NAME=DIR", help="a llama.cpp build's bin folder")
+    ap.add_argument("--peer", action="append", default=[], metavar="NAME=DIR", help="a llama.cpp build's bin folder")
     ap.add_argument("--peer-args", action="append", metavar="ARGS", help='default: "-fa 0" and "-fa 1"')
-    ap.add_argument("--gguf", action="append", required=True, metavar="[NAME=]FILE")
+    ap.add_argument("--gguf", action="append", default=[], metavar="[NAME=]FILE")
     ap.add_argument("--picture", metavar="FILE.svg")
+    ap.add_argument("--draw", action="append", metavar="REPORT.md", help="measure nothing: draw what was printed before")
     ap.add_argument("-t", "--threads", type=int, default=os.cpu_count())
     ap.add_argument("-p", "--prompt", type=int, default=512)
     ap.add_argument("-n", "--generate", type=int, default=128)
@@ -253,15 +280,18 @@ def main():
     ap.add_argument("--patience", type=float, default=600, help="seconds to wait for a quiet machine (default 600)")
     ap.add_argument("--limits", action="store_true", help="also measure the machine with limits.c")
     a = ap.parse_args()
-    print(f"- machine: {machine()}")
-    parts = []
-    for part in a.gguf:
+    if not a.draw and not (a.peer and a.gguf):
+        ap.error("--peer and --gguf say what is measured, --draw what is drawn")
+    parts = drawn_rows(a.draw, a) if a.draw else []
+    if not a.draw:
+        print(f"- machine: {machine()}")
+    for part in a.gguf if not a.draw else ():
         name, _, path = part.rpartition("=")
         parts.append(compare(name or os.path.basename(path), argparse.Namespace(**{**vars(a), "gguf": path})))
     if a.picture:
         with open(a.picture, "w", encoding="utf-8") as f:
             f.write(bars(parts, a))
-    if a.limits:
+    if a.limits and not a.draw:
         a.gguf = a.gguf[0].rpartition("=")[2]
         print("\n" + limits(a), end="")
 
