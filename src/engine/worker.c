@@ -7,7 +7,7 @@ static void fl_worker_layout_kv(fl_worker *w, const fl_worker_options *o) {
     w->kv.n_pages = o->n_pages;
     w->kv.n_kv_heads = c->n_kv_heads;
     w->kv.head_dim = c->head_dim;
-    size_t page_bytes = (size_t)c->n_layers * c->n_kv_heads * fl_kv_block_bytes(&w->kv); /* config.c bounds each factor */
+    size_t page_bytes = (size_t)c->n_layers * c->n_kv_heads * fl_kv_block_bytes(&w->kv); /* config.c has bounds */
     w->cache.raw = true; /* a slot is read only after it was written */
     w->kv.k = fl_take(&w->cache, o->n_pages, page_bytes);
     w->kv.v = fl_take(&w->cache, o->n_pages, page_bytes);

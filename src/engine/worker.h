@@ -67,8 +67,8 @@ FL_LOCAL void fl_worker_unbind(fl_worker *w, fl_adapter *a);
 FL_LOCAL bool fl_worker_failed(const fl_worker *w);
 FL_LOCAL folollm_status fl_worker_status(fl_worker *w, folollm_error *error);
 
-/* The block of [layer][kv_head][page] of K, or of V, that begins at `at`, to be read or, changes, to be written whole. It
- * stays until the next call; after the last, fl_worker_leave. */
+/* The block of [layer][kv_head][page] of K, or of V, that begins at `at`, to be read or, changes, to be written whole.
+ * It stays until the next call; after the last, fl_worker_leave. */
 FL_LOCAL uint8_t *fl_worker_visit(fl_worker *w, bool is_v, size_t at, bool changes);
 FL_LOCAL void fl_worker_leave(fl_worker *w);
 
