@@ -504,15 +504,35 @@ static void test_long_prompt(void) {
 #define ANSWERS 6
 #define TOKENS 12
 
-static void write_answers(folollm *f, const folollm_budget *budget, folollm_token out[ANSWERS][TOKENS]) {
+typedef struct answer {
+    folollm_token tokens[TOKENS];
+    folollm_logprob chosen[TOKENS];
+} answer;
+
+/* What a device can choose by itself, and what it cannot. */
+static folollm_sampling sampling_of(uint32_t i) {
+    static const folollm_bias bias = {3, 2};
+    folollm_sampling s = {.seed = i, .max_tokens = TOKENS, .ignore_eos = 1, .temperature = i % 2 == 0 ? 0 : 0.9f};
+    if (i == 3) {
+        s.top_k = 20;
+        s.top_p = 0.9f;
+        s.min_p = 0.02f;
+    }
+    if (i == 4) {
+        s.biases = &bias;
+        s.n_biases = 1;
+    }
+    return s;
+}
+
+static void write_answers(folollm *f, const folollm_budget *budget, answer out[ANSWERS]) {
     folollm_info info;
     folollm_token prompt[64];
     folollm_seq seqs[ANSWERS];
     size_t n[ANSWERS] = {0}, n_over = 0;
     folollm_get_info(f, &info);
     for (uint32_t i = 0; i < ANSWERS; i++) {
-        folollm_sampling sampling = {.seed = i, .max_tokens = TOKENS, .ignore_eos = 1};
-        sampling.temperature = i % 2 == 0 ? 0 : 0.9f;
+        folollm_sampling sampling = sampling_of(i);
         size_t length = 20 + i / 2; /* every other shares its prompt with the one before, and so its pages */
         prompt_of(prompt, length, info.vocab);
         folollm_submission s = {.prompt = prompt, .n_prompt = length, .sampling = &sampling, .tag = i};
@@ -523,8 +543,9 @@ static void write_answers(folollm *f, const folollm_budget *budget, folollm_toke
         size_t n_events = ANSWERS;
         demand(folollm_step(f, budget, events, &n_events, &error));
         for (size_t i = 0; i < n_events; i++) {
-            size_t answer = (size_t)events[i].tag;
-            out[answer][n[answer]++] = events[i].token;
+            size_t which = (size_t)events[i].tag;
+            out[which].tokens[n[which]] = events[i].token;
+            out[which].chosen[n[which]++] = events[i].chosen;
             n_over += events[i].finish != FOLOLLM_FINISH_NONE;
         }
     }
@@ -539,7 +560,7 @@ static uint64_t ticks(void *user) {
 
 static void test_requests(void) {
     folollm_host host = {.clock = ticks};
-    folollm_token expected[ANSWERS][TOKENS] = {{0}}, got[ANSWERS][TOKENS];
+    static answer expected[ANSWERS], got[ANSWERS];
     folollm_options o = {.host = &host};
     folollm *f = open_engine(o);
     write_answers(f, NULL, expected);

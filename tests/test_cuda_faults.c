@@ -269,6 +269,31 @@ static void test_devices(void) {
 
 /* ---- What a step does -- */
 
+/* Of requests, the choices alone come back, unless someone wants to see their logits. */
+static void check_answer_steps(folollm *f) {
+    for (uint32_t n_top = 0; n_top < 2; n_top++) {
+        folollm_token ids[] = {2, 7, 1};
+        folollm_sampling sampling = {.max_tokens = 9, .ignore_eos = 1, .temperature = 1, .top_p = 0.9f};
+        folollm_submission s = {.prompt = ids, .n_prompt = 3, .sampling = &sampling, .n_top = n_top};
+        folollm_event event;
+        folollm_info info;
+        folollm_seq seq;
+        size_t n = 1;
+        folollm_get_info(f, &info);
+        CHECK(folollm_submit(f, &s, &seq, &error) == FOLOLLM_OK);
+        CHECK(folollm_step(f, NULL, &event, &n, &error) == FOLOLLM_OK && n == 1);
+        shim_clear_counts();
+        for (int i = 1; i < 9; i++) {
+            CHECK(folollm_step(f, NULL, &event, &n, &error) == FOLOLLM_OK && n == 1 && event.token >= 0);
+        }
+        shim_counts c = shim_get_counts();
+        CHECK(event.finish == FOLOLLM_FINISH_LENGTH && c.graph_launches == 8 && c.kernels == 0 && c.copies_out == 8);
+        CHECK(c.bytes_out == 8 * (n_top == 0 ? sizeof(fl_device_chosen) : info.vocab * sizeof(float)));
+        n = 1;
+        CHECK(folollm_step(f, NULL, &event, &n, &error) == FOLOLLM_OK && n == 0);
+    }
+}
+
 static void test_steps(void) {
     folollm_options o = small_options();
     folollm_token ids[] = {1, 2, 3, 4};
@@ -289,6 +314,7 @@ static void test_steps(void) {
     CHECK(c.kernels == 0 && c.graph_launches == 70 && c.graph_kernels > 70 * 10);
     CHECK(c.allocations == 0 && c.host_allocations == 0 && c.calls[SHIM_cudaGraphInstantiate] == 0);
     CHECK(c.copies_in == 2 * 70 && c.copies_out == 70 && c.synchronisations == 70);
+    check_answer_steps(f);
     folollm_free(f);
     CHECK(nothing_is_left());
 }

@@ -587,7 +587,7 @@ FOLOLLM_API folollm_status folollm_sample(folollm *f, folollm_seq seq, folollm_s
                        (uint64_t)vocab);
     }
     fl_stream after;
-    if (!fl_sequence_choose(s, &f->chooser, s->logits, &after, out, top, n_top)) {
+    if (!fl_sequence_choose(s, &f->chooser, NULL, s->logits, &after, out, top, n_top)) {
         return fl_fail(error, FOLOLLM_E_STATE, "sequence %u: biases and min_tokens ban every token", (uint64_t)seq);
     }
     return FOLOLLM_OK;

@@ -363,7 +363,8 @@ static folollm_status fl_engine_start(folollm *f, folollm_error *error) {
     f->chooser.tokenizer = f->checkpoint->tokenizer;
     f->chooser.limit = f->settings.context;
     fl_driver_init(&f->driver, &f->executor, &f->chooser, &f->memory.host);
-    return FOLOLLM_OK;
+    fl_worker_ban(&f->worker, f->sampler.holes, f->sampler.n_holes);
+    return fl_worker_status(&f->worker, error);
 }
 
 /* Take the checkpoint (the caller's reference is used up, on failure too) and make an engine over it. */

@@ -143,15 +143,17 @@ static void fl_driver_note_times(fl_driver *d, fl_request *r) {
     m->first_token_us = m->output_tokens == 1 ? m->last_token_us : m->first_token_us;
 }
 
-/* Choose the next token of r from its logits. */
-static void fl_driver_choose(fl_driver *d, fl_request *r, const float *logits) {
+/* Choose the next token of r from row i of the logits. */
+static void fl_driver_choose(fl_driver *d, fl_request *r, size_t i) {
+    const float *logits = fl_executor_row(d->executor, d->executor->logits, i);
+    const fl_device_chosen *made = fl_executor_chosen(d->executor, i);
     folollm_sampled sampled;
     fl_stream after;
-    if (!fl_executor_is_finite(d->executor, logits)) {
+    if (made != NULL ? made->broken != 0 : !fl_executor_is_finite(d->executor, logits)) {
         fl_driver_end(d, r, FOLOLLM_FINISH_ERROR, FOLOLLM_E_NUMERIC);
         return;
     }
-    if (!fl_sequence_choose(r->s, &d->chooser, logits, &after, &sampled, r->top, r->n_top)) {
+    if (!fl_sequence_choose(r->s, &d->chooser, made, logits, &after, &sampled, r->top, r->n_top)) {
         fl_driver_end(d, r, FOLOLLM_FINISH_ERROR, FOLOLLM_E_STATE);
         return;
     }
@@ -185,7 +187,7 @@ static bool fl_driver_sample(fl_driver *d) {
             d->n_sampled++;
             continue;
         }
-        const float *logits = fl_executor_row(d->executor, d->executor->logits, r->logits_row);
+        uint32_t row = r->logits_row;
         fl_request *follower = fl_scheduler_follower(s, r);
         if (follower != NULL) {
             fl_scheduler_follow(s, r, follower);
@@ -194,7 +196,7 @@ static bool fl_driver_sample(fl_driver *d) {
         } else {
             d->n_sampled++;
         }
-        fl_driver_choose(d, r, logits);
+        fl_driver_choose(d, r, row);
         return true;
     }
     return false;
@@ -213,6 +215,10 @@ static void fl_driver_begin(fl_driver *d) {
         r->logits_row = last ? (uint32_t)d->executor->n_wanted : FL_NO_ROW;
         fl_executor_copy_page(d->executor, r->s, r->origin);
         fl_executor_add(d->executor, r->s, r->s->n_tokens, r->tokens + r->s->n_tokens, r->n_rows, last);
+        if (last && r->n_top == 0 && fl_scheduler_follower(s, r) == NULL) { /* nobody else needs the logits */
+            fl_history then = {NULL, NULL, r->n_known, r->s->n_prompt};
+            fl_executor_ask(d->executor, &r->s->sampling, &then);
+        }
         if (r->event.metrics.wait_us == 0) {
             r->event.metrics.wait_us = now - r->submitted_us;
         }

@@ -9,6 +9,8 @@ FL_LOCAL void fl_executor_layout(fl_executor *e, fl_arena *arena, uint32_t max_r
     e->wanted = fl_take(arena, max_rows, sizeof *e->wanted);
     e->runs = fl_take(arena, max_rows, sizeof *e->runs);
     e->logits = fl_take(arena, max_logits, (size_t)vocab * sizeof *e->logits);
+    e->choices = fl_take(arena, max_rows, sizeof *e->choices);
+    e->chosen = fl_take(arena, max_rows, sizeof *e->chosen);
     e->stepped = fl_take(arena, max_seqs, sizeof *e->stepped);
     e->origins = fl_take(arena, max_seqs, sizeof *e->origins);
 }
@@ -30,6 +32,7 @@ FL_LOCAL bool fl_executor_is_finite(const fl_executor *e, const float *row) {
 
 FL_LOCAL void fl_executor_clear(fl_executor *e) {
     e->n_rows = e->n_runs = e->n_wanted = 0;
+    e->asks = false;
 }
 
 FL_LOCAL void fl_executor_add(fl_executor *e, const fl_sequence *s, uint32_t position, const folollm_token *tokens,
@@ -43,15 +46,27 @@ FL_LOCAL void fl_executor_add(fl_executor *e, const fl_sequence *s, uint32_t pos
         e->slots[e->n_rows] = slot;
         e->pages->tokens[slot] = tokens[i];
         if (i + n_wanted >= n) {
+            e->choices[e->n_wanted].asked = 0;
             e->wanted[e->n_wanted++] = (uint32_t)e->n_rows;
         }
     }
 }
 
 FL_LOCAL void fl_executor_begin(fl_executor *e, float *logits) {
-    fl_batch batch = {e->n_rows, e->tokens, e->positions, e->slots, e->runs, e->n_runs, e->wanted, e->n_wanted};
+    fl_batch batch = {e->n_rows, e->tokens, e->positions, e->slots, e->runs, e->n_runs, e->wanted, e->n_wanted,
+                      e->asks ? e->choices : NULL, e->chosen};
     fl_worker_begin(e->worker, &batch, logits);
     e->stats.forwards++;
+}
+
+FL_LOCAL void fl_executor_ask(fl_executor *e, const fl_sampling *sampling, const fl_history *history) {
+    if (e->worker->backend->chooses && fl_sampler_ask(sampling, history, &e->choices[e->n_wanted - 1])) {
+        e->asks = true;
+    }
+}
+
+FL_LOCAL const fl_device_chosen *fl_executor_chosen(const fl_executor *e, size_t i) {
+    return e->asks && e->choices[i].asked != 0 ? &e->chosen[i] : NULL;
 }
 
 FL_LOCAL bool fl_executor_advance(fl_executor *e, fl_slice slice) {

@@ -25,6 +25,9 @@ typedef struct fl_executor {
     uint32_t *positions, *slots, *wanted;
     fl_run *runs;
     size_t n_rows, n_runs, n_wanted;
+    fl_device_choice *choices; /* of the wanted rows, where the backend chooses: then there are no logits, */
+    fl_device_chosen *chosen;  /* but these */
+    bool asks;
     float *logits;         /* (max_logits, vocab) of a step that is not committed yet */
     fl_sequence **stepped; /* (sequences of the host's loop) */
     uint32_t *origins;     /* as many: the shared page that a stepped sequence's last one was copied from */
@@ -39,6 +42,12 @@ FL_LOCAL void fl_executor_clear(fl_executor *e);
 FL_LOCAL void fl_executor_add(fl_executor *e, const fl_sequence *s, uint32_t position, const folollm_token *tokens,
                               size_t n, size_t n_wanted);
 FL_LOCAL void fl_executor_begin(fl_executor *e, float *logits);
+
+/* Before it begins: the token that follows the last row added is to be chosen by the backend, if it can do that. */
+FL_LOCAL void fl_executor_ask(fl_executor *e, const fl_sampling *sampling, const fl_history *history);
+
+/* What the backend chose for row i of the logits; NULL: nothing, the logits are there. */
+FL_LOCAL const fl_device_chosen *fl_executor_chosen(const fl_executor *e, size_t i);
 FL_LOCAL bool fl_executor_advance(fl_executor *e, fl_slice slice);
 
 /* After fl_sequence_reserve: bring the keys and values of the page that was shared. */

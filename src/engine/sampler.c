@@ -229,6 +229,10 @@ static bool fl_bans_stops(const fl_sampling *o, const fl_history *h) {
     return h->n_tokens - h->n_prompt < o->s.min_tokens && o->n_stop_ids > 0;
 }
 
+static bool fl_adjusts(const fl_sampling *o, const fl_history *h) {
+    return o->n_biases > 0 || fl_penalises_repetition(o) || fl_penalises_count(o) || fl_bans_stops(o, h);
+}
+
 static void fl_apply_bans(fl_sampler *s, const fl_sampling *o, const fl_history *h) {
     for (uint32_t i = 0; i < o->n_biases; i++) {
         if (o->biases[i].bias == FL_BANNED) {
@@ -247,8 +251,7 @@ static void fl_apply_bans(fl_sampler *s, const fl_sampling *o, const fl_history 
 
 /* The logits that the stages begin with: those of the model, or in s->logits what becomes of them. */
 static const float *fl_adjust(fl_sampler *s, const fl_sampling *o, const fl_history *h, const float *logits) {
-    if (s->n_holes == 0 && o->n_biases == 0 && !fl_penalises_repetition(o) && !fl_penalises_count(o) &&
-        !fl_bans_stops(o, h)) {
+    if (s->n_holes == 0 && !fl_adjusts(o, h)) {
         return logits;
     }
     memcpy(s->logits, logits, s->vocab * sizeof *logits);
@@ -372,17 +375,34 @@ static void fl_stage_top_p(fl_sampler *s, fl_candidates *c, float p) {
     fl_keep(s, c, fl_find_threshold(s, c, s->weights, whole));
 }
 
+static bool fl_keeps_ties(const fl_sampling *o) {
+    return o->s.preset != FOLOLLM_PRESET_LLAMACPP;
+}
+
+/* Does a stage do anything? */
+static bool fl_stage_acts(const fl_sampling *o, folollm_stage stage) {
+    switch (stage) {
+    case FOLOLLM_STAGE_TEMPERATURE: return o->s.temperature != 1;
+    case FOLOLLM_STAGE_MIN_P: return o->s.min_p > 0;
+    case FOLOLLM_STAGE_TOP_K: return o->s.top_k > 0;
+    case FOLOLLM_STAGE_TOP_P: return o->s.top_p > 0 && o->s.top_p < 1;
+    default: return false;
+    }
+}
+
 static void fl_run_stages(fl_sampler *s, fl_candidates *c, const fl_sampling *o) {
-    bool ties = o->s.preset != FOLOLLM_PRESET_LLAMACPP;
     for (size_t i = 0; i < FL_STAGES_MAX && o->order[i] != FOLOLLM_STAGE_END; i++) {
-        if (o->order[i] == FOLOLLM_STAGE_TEMPERATURE && o->s.temperature != 1) {
+        if (!fl_stage_acts(o, o->order[i])) {
+            continue;
+        }
+        if (o->order[i] == FOLOLLM_STAGE_TEMPERATURE) {
             fl_stage_temperature(s, c, o->s.temperature);
-        } else if (o->order[i] == FOLOLLM_STAGE_MIN_P && o->s.min_p > 0) {
+        } else if (o->order[i] == FOLOLLM_STAGE_MIN_P) {
             fl_stage_min_p(s, c, o->s.min_p);
-        } else if (o->order[i] == FOLOLLM_STAGE_TOP_K && o->s.top_k > 0 && o->s.top_k < c->n) {
-            fl_stage_top_k(s, c, o->s.top_k, ties);
-        } else if (o->order[i] == FOLOLLM_STAGE_TOP_P && o->s.top_p > 0 && o->s.top_p < 1) {
+        } else if (o->order[i] == FOLOLLM_STAGE_TOP_P) {
             fl_stage_top_p(s, c, o->s.top_p);
+        } else if (o->s.top_k < c->n) {
+            fl_stage_top_k(s, c, o->s.top_k, fl_keeps_ties(o));
         }
     }
 }
@@ -413,12 +433,15 @@ typedef struct fl_distribution {
     double log_total;
 } fl_distribution;
 
-static fl_distribution fl_distribution_of(const fl_sampler *s, const float *logits, size_t n, uint32_t *weights) {
-    fl_distribution d;
-    s->kernels->largest(logits, n, &d.highest);
-    d.total = s->kernels->weigh(logits, n, d.highest, weights);
-    d.log_total = fl_log((double)d.total / (double)FL_WEIGHT_ONE);
+static fl_distribution fl_distribution_from(float highest, uint64_t total) {
+    fl_distribution d = {highest, total, fl_log((double)total / (double)FL_WEIGHT_ONE)};
     return d;
+}
+
+static fl_distribution fl_distribution_of(const fl_sampler *s, const float *logits, size_t n, uint32_t *weights) {
+    float highest;
+    s->kernels->largest(logits, n, &highest);
+    return fl_distribution_from(highest, s->kernels->weigh(logits, n, highest, weights));
 }
 
 static float fl_logprob(const fl_distribution *d, float logit) {
@@ -445,6 +468,39 @@ static size_t fl_draw(const fl_sampler *s, uint64_t total, double uniform) {
         left -= s->weights[i++];
     }
     return i;
+}
+
+FL_LOCAL bool fl_sampler_ask(const fl_sampling *o, const fl_history *h, fl_device_choice *out) {
+    memset(out, 0, sizeof *out);
+    if (fl_adjusts(o, h)) {
+        return false;
+    }
+    out->asked = 1;
+    out->draws = o->s.temperature > 0;
+    for (size_t i = 0; out->draws && i < FL_STAGES_MAX && o->order[i] != FOLOLLM_STAGE_END; i++) {
+        if (fl_stage_acts(o, o->order[i])) {
+            out->stages[out->n_stages++] = (int32_t)o->order[i];
+        }
+    }
+    out->temperature = o->s.temperature;
+    out->top_p = o->s.top_p;
+    out->top_k = o->s.top_k;
+    out->ties = fl_keeps_ties(o);
+    out->log_min_p = o->s.min_p > 0 ? fl_log(o->s.min_p) : 0;
+    out->uniform = fl_uniform(o->s.seed, h->n_tokens);
+    return true;
+}
+
+FL_LOCAL bool fl_sampler_accept(const fl_device_chosen *made, folollm_logprob *chosen) {
+    fl_distribution raw = fl_distribution_from(made->raw_highest, made->raw_total);
+    fl_distribution left = fl_distribution_from(made->highest, made->total);
+    chosen->token = made->token;
+    if (made->token < 0) {
+        return false;
+    }
+    chosen->raw = fl_logprob(&raw, made->raw);
+    chosen->processed = fl_logprob(&left, made->logit);
+    return true;
 }
 
 FL_LOCAL bool fl_sampler_choose(fl_sampler *s, const fl_sampling *o, const float *logits, const fl_history *h,

@@ -4,6 +4,7 @@
 #define FL_SAMPLER_H
 
 #include "engine/pages.h"
+#include "ops/device.h"
 #include "ops/kernels.h"
 
 #define FL_BIASES_MAX 256
@@ -56,6 +57,13 @@ typedef struct fl_history {
 FL_INLINE folollm_token fl_history_at(const fl_history *h, uint32_t i) {
     return h->store[h->pages[i / FL_PAGE_TOKENS] * (size_t)FL_PAGE_TOKENS + i % FL_PAGE_TOKENS];
 }
+
+/* What a device is to choose as fl_sampler_choose would. False, and nothing asked: penalties, biases or bans of stop
+ * ids stand before the stages, and a device does not know them. */
+FL_LOCAL bool fl_sampler_ask(const fl_sampling *options, const fl_history *history, fl_device_choice *out);
+
+/* What it chose, as fl_sampler_choose says it. */
+FL_LOCAL bool fl_sampler_accept(const fl_device_chosen *made, folollm_logprob *chosen);
 
 /* Choose the token at position history->n_tokens. logits (vocab): finite. top (n_top <= vocab): see folollm_sample.
  * False: every token is banned. */

@@ -213,11 +213,13 @@ static void fl_sequence_try(const fl_sequence *s, const fl_chooser *c, fl_stream
     }
 }
 
-FL_LOCAL bool fl_sequence_choose(const fl_sequence *s, const fl_chooser *c, const float *logits, fl_stream *after,
-                                 folollm_sampled *out, folollm_logprob *top, size_t n_top) {
+FL_LOCAL bool fl_sequence_choose(const fl_sequence *s, const fl_chooser *c, const fl_device_chosen *made,
+                                 const float *logits, fl_stream *after, folollm_sampled *out, folollm_logprob *top,
+                                 size_t n_top) {
     fl_history history = fl_sequence_history(s, c->pages);
     folollm_logprob chosen;
-    if (!fl_sampler_choose(c->sampler, &s->sampling, logits, &history, &chosen, top, n_top)) {
+    if (made != NULL ? !fl_sampler_accept(made, &chosen)
+                     : !fl_sampler_choose(c->sampler, &s->sampling, logits, &history, &chosen, top, n_top)) {
         return false;
     }
     out->token = chosen.token;

@@ -97,9 +97,10 @@ typedef struct fl_chooser {
     uint32_t limit;                /* tokens of a sequence, at most */
 } fl_chooser;
 
-/* See folollm_sample. The sequence does not change; *after is its stream with the token in it. False: every token is
- * banned. */
-FL_LOCAL bool fl_sequence_choose(const fl_sequence *s, const fl_chooser *c, const float *logits, fl_stream *after,
-                                 folollm_sampled *out, folollm_logprob *top, size_t n_top);
+/* See folollm_sample. The sequence does not change; *after is its stream with the token in it. made: a device chose it
+ * already; NULL: from logits. False: every token is banned. */
+FL_LOCAL bool fl_sequence_choose(const fl_sequence *s, const fl_chooser *c, const fl_device_chosen *made,
+                                 const float *logits, fl_stream *after, folollm_sampled *out, folollm_logprob *top,
+                                 size_t n_top);
 
 #endif

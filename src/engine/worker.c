@@ -104,6 +104,12 @@ FL_LOCAL fl_slice fl_worker_whole(const fl_worker *w) {
     return whole;
 }
 
+FL_LOCAL void fl_worker_ban(fl_worker *w, const folollm_token *ids, size_t n) {
+    if (w->cuda.device != NULL) {
+        fl_cuda_ban(&w->on_cuda, ids, n);
+    }
+}
+
 FL_LOCAL void fl_worker_copy_page(fl_worker *w, uint32_t from, uint32_t to) {
     const fl_kv *kv = &w->kv;
     size_t bytes = fl_kv_block_bytes(kv), source = from * bytes, target = to * bytes;

@@ -55,6 +55,9 @@ FL_LOCAL bool fl_worker_advance(fl_worker *w, fl_slice slice);
 /* Ops as a whole. */
 FL_LOCAL fl_slice fl_worker_whole(const fl_worker *w);
 
+/* These ids (n), in order, are never chosen by the backend. Fails as fl_worker_status. */
+FL_LOCAL void fl_worker_ban(fl_worker *w, const folollm_token *ids, size_t n);
+
 /* Copy the keys and values of one page over another's. */
 FL_LOCAL void fl_worker_copy_page(fl_worker *w, uint32_t from, uint32_t to);
 

@@ -214,10 +214,16 @@ static size_t fl_cuda_place(fl_cuda_shape *s, const fl_cuda_backend *b, uint8_t 
     s->slots = fl_take(&a, s->rows, sizeof *s->slots);
     s->wanted = fl_take(&a, s->rows, sizeof *s->wanted);
     s->adapters = fl_take(&a, s->rows, sizeof *s->adapters);
+    s->choices = fl_take(&a, s->rows, sizeof *s->choices);
+    s->chosen = fl_take(&a, s->rows, sizeof *s->chosen);
     s->tile = fl_take(&a, s->tiles, sizeof *s->tile);
     size_t at = a.at;
     s->pages = fl_take(&a, 0, sizeof *s->pages);
     return at;
+}
+
+static size_t fl_cuda_ban_words(const fl_cuda_options *o) {
+    return fl_div_up(o->vocab, 32);
 }
 
 FL_LOCAL void fl_cuda_layout(fl_cuda_backend *b, fl_arena *arena, const fl_cuda_options *o) {
@@ -228,6 +234,7 @@ FL_LOCAL void fl_cuda_layout(fl_cuda_backend *b, fl_arena *arena, const fl_cuda_
     b->apart = fl_take(arena, n, fl_padded(fl_max(l->dim, l->ffn_dim)) * sizeof(float));
     b->narrow = fl_take(arena, n, fl_padded(l->rank) * sizeof(float));
     b->logits = fl_take(arena, o->n_wanted, o->vocab * sizeof(float));
+    b->banned = fl_take(arena, fl_cuda_ban_words(o), sizeof *b->banned);
     for (size_t i = 0; i < (l->packed ? l->ordered ? FL_PARTS_MAX : 1 : 0); i++) {
         fl_device_integers *to = &b->integers[i];
         to->q = fl_take(arena, n, units * FL_UNIT);
@@ -239,9 +246,19 @@ FL_LOCAL void fl_cuda_layout(fl_cuda_backend *b, fl_arena *arena, const fl_cuda_
     b->part_limits = fl_take(arena, parts, 2 * sizeof(float));
     fl_cuda_shape most = {.rows = n, .tiles = fl_cuda_tiles(n, n, l->group, 1)};
     size_t pages = n * fl_div_up(o->context, FL_PAGE_TOKENS) * sizeof(uint32_t);
-    b->staging_bytes = fl_cuda_place(&most, b, NULL) + pages;
+    b->staging_bytes = fl_max(fl_cuda_place(&most, b, NULL) + pages, fl_cuda_ban_words(o) * sizeof *b->banned);
     b->staged = fl_take(arena, b->staging_bytes, 1);
     b->angles = (const float *)(const void *)b->staged;
+}
+
+FL_LOCAL void fl_cuda_ban(fl_cuda_backend *b, const folollm_token *ids, size_t n) {
+    uint32_t *words = (uint32_t *)(void *)b->staging;
+    size_t bytes = fl_cuda_ban_words(&b->o) * sizeof *words;
+    memset(words, 0, bytes);
+    for (size_t i = 0; i < n; i++) {
+        words[(uint32_t)ids[i] / 32] |= 1u << (uint32_t)ids[i] % 32;
+    }
+    fl_cuda_write(b->cuda, b->banned, words, bytes);
 }
 
 FL_LOCAL float *fl_cuda_angles(const fl_cuda_backend *b) {
@@ -339,6 +356,11 @@ static size_t fl_cuda_stage(fl_cuda_backend *b, const fl_batch *batch, const fl_
     memcpy(s.positions, batch->positions, batch->n_rows * sizeof *s.positions);
     memcpy(s.slots, batch->slots, batch->n_rows * sizeof *s.slots);
     memcpy(s.wanted, batch->wanted, batch->n_wanted * sizeof *s.wanted);
+    if (batch->choices != NULL) {
+        memcpy(s.choices, batch->choices, batch->n_wanted * sizeof *s.choices);
+    } else {
+        memset(s.choices, 0, batch->n_wanted * sizeof *s.choices);
+    }
     return end + n_pages * sizeof *s.pages;
 }
 
@@ -362,6 +384,8 @@ static bool fl_cuda_begin(fl_backend *backend, const fl_batch *batch) {
     fl_cuda_place(&shape, b, b->staged);
     b->shape = shape;
     b->n_wanted = batch->n_wanted;
+    b->choices = batch->choices;
+    b->chosen = batch->chosen;
     size_t first = (size_t)((uint8_t *)shape.counts - b->staged);
     fl_cuda_upload(c, b->staged, b->staging, batch->n_rows * b->o.limits.head_dim * sizeof(float));
     fl_cuda_upload(c, b->staged + first, b->staging + first, bytes - first);
@@ -371,13 +395,31 @@ static bool fl_cuda_begin(fl_backend *backend, const fl_batch *batch) {
     return step < b->n_steps;
 }
 
+static bool fl_cuda_is_asked(const fl_cuda_backend *b, size_t row) {
+    return b->choices != NULL && b->choices[row].asked != 0;
+}
+
 static void fl_cuda_end(fl_backend *backend, float *logits) {
     fl_cuda_backend *b = fl_cuda_of(backend);
     fl_cuda *c = b->cuda;
-    if (b->n_wanted > 0) {
-        FL_CUDA_DO(c, download(c->device, logits, b->logits, b->n_wanted * b->o.vocab * sizeof *logits));
+    size_t vocab = b->o.vocab;
+    for (size_t row = 0, next; row < b->n_wanted; row = next) {
+        bool asked = fl_cuda_is_asked(b, row);
+        for (next = row + 1; next < b->n_wanted && fl_cuda_is_asked(b, next) == asked;) {
+            next++;
+        }
+        if (!asked) {
+            FL_CUDA_DO(c, download(c->device, logits + row * vocab, b->logits + row * vocab,
+                                   (next - row) * vocab * sizeof *logits));
+        }
     }
-    fl_cuda_wait(c);
+    if (b->choices == NULL || b->n_wanted == 0) {
+        fl_cuda_wait(c);
+        return;
+    }
+    fl_device_chosen *chosen = (void *)(b->staging + ((uint8_t *)b->shape.chosen - b->staged));
+    fl_cuda_read(c, chosen, b->shape.chosen, b->n_wanted * sizeof *chosen);
+    memcpy(b->chosen, chosen, b->n_wanted * sizeof *chosen);
 }
 
 static void fl_cuda_wait_for_ops(fl_backend *backend) {
@@ -550,6 +592,13 @@ static void fl_cuda_norm_gate_up(fl_backend *backend, const fl_batch *batch, con
     fl_cuda_combine(b, &rows, FL_DEVICE_GATE_UP, n, h);
 }
 
+static void fl_cuda_choose(fl_cuda_backend *b, size_t n_wanted) {
+    const fl_cuda_shape *s = &b->shape;
+    fl_device_choose choose = {s->counts, (uint32_t)n_wanted, (uint32_t)b->o.vocab, b->logits, b->banned, s->choices,
+                               s->chosen};
+    FL_CUDA_DO(b->cuda, choose(b->cuda->device, &choose));
+}
+
 static void fl_cuda_norm_head(fl_backend *backend, const fl_batch *batch, const float *x, const float *norm,
                               float epsilon, const fl_matrix *head, size_t first, size_t n, float *logits) {
     fl_cuda_backend *b = fl_cuda_of(backend);
@@ -565,6 +614,10 @@ static void fl_cuda_norm_head(fl_backend *backend, const fl_batch *batch, const 
     part.parts[0].data = (const uint8_t *)head->parts[0].data + before;
     fl_cuda_prepare(b, &rows, &part);
     fl_cuda_product(b, &rows, &part, FL_DEVICE_STORE, b->logits + first, b->o.vocab);
+    bool recording = batch->tokens == NULL; /* for those who ask and those who do not */
+    if (first + n == head->n_rows && (b->choices != NULL || recording)) {
+        fl_cuda_choose(b, batch->n_wanted);
+    }
 }
 
 static fl_device_kv fl_cuda_kv(const fl_kv *kv, size_t layer) {
@@ -632,6 +685,7 @@ FL_LOCAL folollm_status fl_cuda_start(fl_cuda_backend *b, fl_cuda *cuda, folollm
     void *staging = NULL;
     b->base.ops = &fl_cuda_ops;
     b->base.name = "cuda";
+    b->base.chooses = true;
     b->cuda = cuda;
     int code = cuda->api->alloc_host(cuda->device, b->staging_bytes, &staging);
     if (code != 0) {

@@ -72,6 +72,8 @@ typedef struct fl_cuda_shape {
     folollm_token *tokens;
     uint32_t *positions, *slots, *wanted, *pages;
     const fl_low_rank **adapters;
+    fl_device_choice *choices;
+    fl_device_chosen *chosen; /* comes back */
     fl_device_tile *tile;
 } fl_cuda_shape;
 
@@ -89,7 +91,10 @@ typedef struct fl_cuda_backend {
     fl_cuda_shape shape;         /* on the device */
     uint32_t most_queries;       /* of an attention tile: as many as fit the device's shared memory */
     size_t n_steps;              /* recorded */
-    size_t n_wanted;             /* rows of logits to bring back */
+    uint32_t *banned;            /* (vocab) bits */
+    size_t n_wanted;             /* rows of logits to bring back, */
+    const fl_device_choice *choices; /* or what was chosen from them: of the batch */
+    fl_device_chosen *chosen;
     bool adapts;                 /* have some rows adapters? */
 } fl_cuda_backend;
 
@@ -99,6 +104,9 @@ FL_LOCAL void fl_cuda_layout(fl_cuda_backend *b, fl_arena *arena, const fl_cuda_
 /* After the real layout; on failure, too, fl_cuda_stop gives back what it takes. */
 FL_LOCAL folollm_status fl_cuda_start(fl_cuda_backend *b, fl_cuda *cuda, folollm_error *error);
 FL_LOCAL void fl_cuda_stop(fl_cuda_backend *b);
+
+/* These ids (n), in order, are never chosen. */
+FL_LOCAL void fl_cuda_ban(fl_cuda_backend *b, const folollm_token *ids, size_t n);
 
 /* Room for the angles of a batch, (n_rows, head_dim): they are taken from here. */
 FL_LOCAL float *fl_cuda_angles(const fl_cuda_backend *b);

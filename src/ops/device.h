@@ -42,6 +42,13 @@ enum { /* as folollm_kv_type numbers them */
     FL_DEVICE_KV_Q4
 };
 
+enum { /* as folollm_stage numbers them */
+    FL_DEVICE_TEMPERATURE = 1,
+    FL_DEVICE_MIN_P,
+    FL_DEVICE_TOP_K,
+    FL_DEVICE_TOP_P
+};
+
 typedef struct fl_device fl_device; /* one CUDA device, one stream */
 
 typedef struct fl_device_info {
@@ -192,6 +199,36 @@ typedef struct fl_device_attend {
     float *limits; /* (rows, n_heads, n_splits, 2): maximum and sum */
 } fl_device_attend;
 
+/* How a token is chosen from a row of logits: sampler.h. */
+typedef struct fl_device_choice {
+    uint32_t asked; /* 0: not by a device */
+    uint32_t draws; /* 0: the most likely */
+    uint32_t n_stages;
+    int32_t stages[4];
+    float temperature, top_p;
+    uint32_t top_k, ties; /* ties: those that equal the last of the k best stay too */
+    double log_min_p;
+    double uniform; /* in [0, 1) */
+} fl_device_choice;
+
+typedef struct fl_device_chosen {
+    uint32_t broken; /* are some logits not finite? */
+    int32_t token;   /* -1: all are banned */
+    float raw, raw_highest;
+    uint64_t raw_total; /* of weights of all logits, relative to the highest */
+    float logit, highest; /* as the stages left them, of the token and of all that were left */
+    uint64_t total;       /* of the weights of these */
+} fl_device_chosen;
+
+typedef struct fl_device_choose {
+    const fl_device_counts *counts;
+    uint32_t most, vocab;
+    const float *logits;    /* (n_wanted, vocab) */
+    const uint32_t *banned; /* (vocab) bits */
+    const fl_device_choice *choices; /* (n_wanted) */
+    fl_device_chosen *chosen;        /* the same */
+} fl_device_choose;
+
 /* All return 0 or an error of the CUDA runtime. What takes an fl_device is done in its stream, in order; calls return
  * before it is done, unless they say otherwise. */
 typedef struct fl_device_api {
@@ -222,6 +259,7 @@ typedef struct fl_device_api {
     int (*adapt)(fl_device *d, const fl_device_adapt *a);
     int (*rope_store)(fl_device *d, const fl_device_rope *a);
     int (*attend)(fl_device *d, const fl_device_attend *a);
+    int (*choose)(fl_device *d, const fl_device_choose *a);
 
     int (*record)(fl_device *d);                /* from here on nothing runs, until */
     int (*recorded)(fl_device *d, size_t step); /* it has become a step (a CUDA graph), which can be */

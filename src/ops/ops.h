@@ -75,6 +75,8 @@ typedef struct fl_batch {
     size_t n_runs;
     const uint32_t *wanted; /* (n_wanted) rows whose logits are wanted, ascending */
     size_t n_wanted;
+    const struct fl_device_choice *choices; /* (n_wanted) what a backend that chooses is to choose; NULL: nothing */
+    struct fl_device_chosen *chosen;        /* (n_wanted) and there is what it chose: such logits stay with it */
 } fl_batch;
 
 typedef struct fl_kv {
@@ -199,6 +201,7 @@ typedef struct fl_ops {
 struct fl_backend {
     const fl_ops *ops;
     const char *name; /* of the kernels, as in folollm_info */
+    bool chooses;     /* tokens, where their logits are */
 };
 
 #endif

@@ -190,6 +190,10 @@ SHIM_ATOMICS(int)
 SHIM_ATOMICS(unsigned)
 #undef SHIM_ATOMICS
 
+static inline unsigned long long atomicAdd(unsigned long long *p, unsigned long long v) {
+    return __atomic_fetch_add(p, v, __ATOMIC_RELAXED);
+}
+
 static inline float atomicAdd(float *p, float v) {
     float old, sum;
     __atomic_load(p, &old, __ATOMIC_RELAXED);
