@@ -12,8 +12,8 @@
 #define FL_KEEP_LOOPS
 #define FL_TILE_ROWS 2
 #define FL_TILE_OUTS 2
-#define FL_SCORE_QUERIES 2
-#define FL_GATHER_VECTORS 4
+#define FL_SCORE_QUERIES 1
+#define FL_GATHER_VECTORS 1
 #define FL_VEC_ROWS 2
 #define FL_VEC_OUTS 1
 #include "ops/packed.inc"
