@@ -492,12 +492,12 @@ FL_LOCAL bool fl_sampler_ask(const fl_sampling *o, const fl_history *h, fl_devic
 }
 
 FL_LOCAL bool fl_sampler_accept(const fl_device_chosen *made, folollm_logprob *chosen) {
-    fl_distribution raw = fl_distribution_from(made->raw_highest, made->raw_total);
-    fl_distribution left = fl_distribution_from(made->highest, made->total);
-    chosen->token = made->token;
     if (made->token < 0) {
         return false;
     }
+    fl_distribution raw = fl_distribution_from(made->raw_highest, made->raw_total);
+    fl_distribution left = fl_distribution_from(made->highest, made->total);
+    chosen->token = made->token;
     chosen->raw = fl_logprob(&raw, made->raw);
     chosen->processed = fl_logprob(&left, made->logit);
     return true;

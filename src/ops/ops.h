@@ -170,7 +170,8 @@ typedef struct fl_ops {
     /* A batch begins; what all its ops need has been computed where the backend keeps it. True: the backend has started
      * everything itself, as a step that it recorded; of the ops, only end is left to be called. */
     bool (*begin)(fl_backend *b, const fl_batch *batch);
-    /* The last op was called: when this returns, the logits that norm_head was given are there. */
+    /* The last op was called: when this returns, the logits that norm_head was given are there, or what was chosen from
+     * them. */
     void (*end)(fl_backend *b, float *logits);
     /* Return when what was started has been done. */
     void (*wait)(fl_backend *b);
