@@ -5,6 +5,7 @@
 
 #include "check.h"
 #include "cuda/shim.h"
+#include "demand.h"
 #include "random.h"
 
 #include <stdlib.h>
@@ -15,16 +16,6 @@
 #define ADAPTERS "tests/vectors/adapters/"
 
 #pragma weak shim_get_counts /* a device has none */
-
-static folollm_error error;
-static fl_memory memory;
-
-static void demand(folollm_status status) {
-    if (status != FOLOLLM_OK) {
-        printf("%s\n", error.text);
-        exit(2);
-    }
-}
 
 /* ---- Random layers -- */
 

@@ -3,22 +3,13 @@
 #include "inside.h"
 
 #include "check.h"
+#include "demand.h"
 #include "random.h"
 
 #include <stdlib.h>
 
 #define VOCAB_MAX 5000
 #define ROWS 4
-
-static folollm_error error;
-static fl_memory memory;
-
-static void demand(folollm_status status) {
-    if (status != FOLOLLM_OK) {
-        printf("%s\n", error.text);
-        exit(2);
-    }
-}
 
 typedef struct side {
     fl_device_counts *counts;

@@ -141,7 +141,7 @@ static void check_dots(const fl_kernels *k, folollm_kv_type type, size_t d, size
     static float q_scales[ROWS], k_scales[KEYS], scores[ROWS * KEYS];
     int32_t q_sums[ROWS] = {0};
     fl_kv kv = {.type = type, .head_dim = d};
-    fl_dots dots = {.type = type, .n_quads = fl_kv_numbers_bytes(&kv) / 4, .q = q[0], .q_stride = sizeof q[0],
+    fl_dots dots = {.type = type, .n_quads = fl_kv_numbers_bytes(kv.type, kv.head_dim) / 4, .q = q[0], .q_stride = sizeof q[0],
                     .n_rows = n_rows, .q_scales = q_scales, .q_sums = q_sums, .n_strips = n_strips,
                     .k_scales = k_scales, .scores = scores};
     int least = type == FOLOLLM_KV_Q8 ? -127 : -8, most = type == FOLOLLM_KV_Q8 ? 127 : 7;

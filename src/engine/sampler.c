@@ -312,11 +312,13 @@ static fl_threshold fl_find_threshold(const fl_sampler *s, const fl_candidates *
         found = found * n_bins[pass] + bin;
     }
     fl_threshold cut = {fl_float_of_key(found), wanted};
-    size_t first = 0;
-    while (weights != NULL && c->logits[first] != cut.logit) {
-        first++;
+    if (weights != NULL) {
+        size_t first = 0;
+        while (c->logits[first] != cut.logit) {
+            first++;
+        }
+        cut.n_equal = fl_div_up(wanted, weights[first]);
     }
-    cut.n_equal = weights != NULL ? fl_div_up(wanted, weights[first]) : wanted;
     return cut;
 }
 
@@ -338,21 +340,24 @@ static void fl_keep(fl_sampler *s, fl_candidates *c, fl_threshold cut) {
     c->n = kept;
 }
 
-static float fl_highest(const fl_sampler *s, const fl_candidates *c) {
+static float fl_highest(const fl_sampler *s, const float *logits, size_t n) {
     float highest;
-    s->kernels->largest(c->logits, c->n, &highest);
+    s->kernels->largest(logits, n, &highest);
     return highest;
 }
 
-/* Where a tiny temperature would make the best infinite, the differences to it are scaled: they order alike. */
-static void fl_stage_temperature(fl_sampler *s, fl_candidates *c, float temperature) {
-    float highest = fl_highest(s, c), shift = fl_is_finite(highest / temperature) ? 0 : highest;
+/* Returns the highest logit as it is now. Where a tiny temperature would make it infinite, the differences to it are
+ * scaled: they order alike. */
+static float fl_stage_temperature(fl_sampler *s, fl_candidates *c, float highest, float temperature) {
+    float shift = fl_is_finite(highest / temperature) ? 0 : highest;
     s->kernels->temper(c->logits, c->n, shift, temperature, s->logits);
+    s->kernels->temper(&highest, 1, shift, temperature, &highest);
     c->logits = s->logits;
+    return highest;
 }
 
-static void fl_stage_min_p(fl_sampler *s, fl_candidates *c, float min_p) {
-    double limit = (double)fl_highest(s, c) + fl_log(min_p);
+static void fl_stage_min_p(fl_sampler *s, fl_candidates *c, float highest, float min_p) {
+    double limit = (double)highest + fl_log(min_p);
     fl_threshold cut = {limit > (double)FL_LOWEST ? (float)limit : FL_LOWEST, UINT64_MAX};
     if ((double)cut.logit < limit) { /* the smallest float that is not below it */
         cut.logit = fl_float_of_key(fl_key_of_float(cut.logit) + 1);
@@ -368,8 +373,8 @@ static void fl_stage_top_k(fl_sampler *s, fl_candidates *c, uint32_t k, bool tie
 }
 
 /* The shortest list of the best whose probabilities add up to p. */
-static void fl_stage_top_p(fl_sampler *s, fl_candidates *c, float p) {
-    double wanted = (double)s->kernels->weigh(c->logits, c->n, fl_highest(s, c), s->weights) * (double)p;
+static void fl_stage_top_p(fl_sampler *s, fl_candidates *c, float highest, float p) {
+    double wanted = (double)s->kernels->weigh(c->logits, c->n, highest, s->weights) * (double)p;
     uint64_t whole = (uint64_t)wanted;
     whole += (double)whole < wanted || whole == 0;
     fl_keep(s, c, fl_find_threshold(s, c, s->weights, whole));
@@ -390,17 +395,18 @@ static bool fl_stage_acts(const fl_sampling *o, folollm_stage stage) {
     }
 }
 
-static void fl_run_stages(fl_sampler *s, fl_candidates *c, const fl_sampling *o) {
+/* highest: of the candidates; every stage keeps it. */
+static void fl_run_stages(fl_sampler *s, fl_candidates *c, const fl_sampling *o, float highest) {
     for (size_t i = 0; i < FL_STAGES_MAX && o->order[i] != FOLOLLM_STAGE_END; i++) {
         if (!fl_stage_acts(o, o->order[i])) {
             continue;
         }
         if (o->order[i] == FOLOLLM_STAGE_TEMPERATURE) {
-            fl_stage_temperature(s, c, o->s.temperature);
+            highest = fl_stage_temperature(s, c, highest, o->s.temperature);
         } else if (o->order[i] == FOLOLLM_STAGE_MIN_P) {
-            fl_stage_min_p(s, c, o->s.min_p);
+            fl_stage_min_p(s, c, highest, o->s.min_p);
         } else if (o->order[i] == FOLOLLM_STAGE_TOP_P) {
-            fl_stage_top_p(s, c, o->s.top_p);
+            fl_stage_top_p(s, c, highest, o->s.top_p);
         } else if (o->s.top_k < c->n) {
             fl_stage_top_k(s, c, o->s.top_k, fl_keeps_ties(o));
         }
@@ -439,8 +445,7 @@ static fl_distribution fl_distribution_from(float highest, uint64_t total) {
 }
 
 static fl_distribution fl_distribution_of(const fl_sampler *s, const float *logits, size_t n, uint32_t *weights) {
-    float highest;
-    s->kernels->largest(logits, n, &highest);
+    float highest = fl_highest(s, logits, n);
     return fl_distribution_from(highest, s->kernels->weigh(logits, n, highest, weights));
 }
 
@@ -506,13 +511,14 @@ FL_LOCAL bool fl_sampler_accept(const fl_device_chosen *made, folollm_logprob *c
 FL_LOCAL bool fl_sampler_choose(fl_sampler *s, const fl_sampling *o, const float *logits, const fl_history *h,
                                 folollm_logprob *chosen, folollm_logprob *top, size_t n_top) {
     fl_candidates c = {fl_adjust(s, o, h, logits), NULL, s->vocab};
-    if (!(fl_highest(s, &c) > FL_BANNED)) {
+    float highest = fl_highest(s, c.logits, c.n);
+    if (!(highest > FL_BANNED)) {
         return false;
     }
     fl_pick_top(logits, s->vocab, top, n_top);
     bool draws = o->s.temperature > 0;
     if (draws) {
-        fl_run_stages(s, &c, o);
+        fl_run_stages(s, &c, o, highest);
     }
     fl_distribution d = fl_distribution_of(s, c.logits, c.n, draws ? s->weights : NULL);
     if (draws) {

@@ -515,7 +515,8 @@ static size_t fl_rotation(size_t head_dim) {
 
 /* row = integers q (head_dim) as ops.h says, K with an offset that makes them unsigned, then the scale. */
 static void fl_pack_row(const fl_kv *kv, bool is_v, const int8_t *q, float scale, uint8_t *row) {
-    size_t d = kv->head_dim, half = d / 2, n = fl_kv_numbers_bytes(kv), used = kv->type == FOLOLLM_KV_Q8 ? d : half;
+    size_t d = kv->head_dim, half = d / 2, n = fl_kv_numbers_bytes(kv->type, d);
+    size_t used = kv->type == FOLOLLM_KV_Q8 ? d : half;
     for (size_t i = 0; i < used; i++) {
         if (kv->type == FOLOLLM_KV_Q8) {
             row[i] = (uint8_t)(is_v ? q[i] : q[i] + 128);
@@ -650,7 +651,7 @@ static void fl_attend_begin(fl_attend_tile *t, float *scratch) {
     t->total_sum = t->total_maximum + n;
     t->q_sums = (int32_t *)(void *)(t->total_sum + n);
     t->dots = (fl_dots){.type = j->kv->type,
-                        .n_quads = fl_kv_numbers_bytes(j->kv) / 4,
+                        .n_quads = fl_kv_numbers_bytes(j->kv->type, d) / 4,
                         .q = (const int8_t *)t->q,
                         .q_stride = 8 * fl_div_up(d, 8),
                         .n_rows = n,
@@ -688,19 +689,18 @@ static const uint8_t *fl_attend_page(const fl_attend_tile *t, const uint8_t *fro
 
 /* n rows of a page as floats, without their scales. */
 static void fl_attend_widen(const fl_attend_tile *t, const uint8_t *page, size_t n, float *to) {
-    static const fl_dtype types[] = {FL_F16, FL_F32, FL_BF16};
-    const fl_kv *kv = t->job->kv;
     const fl_kernels *k = t->job->cpu->kernels;
-    size_t d = kv->head_dim, stride = fl_lanes(d), row_bytes = fl_kv_numbers_bytes(kv);
-    if (!fl_kv_is_scaled(kv->type) && d == stride) {
-        k->expand(types[kv->type], page, n * d, to);
+    folollm_kv_type type = t->job->kv->type;
+    size_t d = t->job->kv->head_dim, stride = fl_lanes(d), row_bytes = fl_kv_numbers_bytes(type, d);
+    if (!fl_kv_is_scaled(type) && d == stride) {
+        k->expand(fl_kv_dtype(type), page, n * d, to);
         return;
     }
     for (size_t i = 0; i < n; i++, page += row_bytes, to += stride) {
-        if (fl_kv_is_scaled(kv->type)) {
-            k->unpack(kv->type, page, d, to);
+        if (fl_kv_is_scaled(type)) {
+            k->unpack(type, page, d, to);
         } else {
-            k->expand(types[kv->type], page, d, to);
+            k->expand(fl_kv_dtype(type), page, d, to);
         }
     }
 }

@@ -30,7 +30,7 @@ struct fl_cut {
 /* The same for all threads of a block. */
 struct fl_candidates {
     const float *logits;
-    const uint32_t *banned; /* a bit for each id */
+    const uint32_t *banned; /* a bit for each id; NULL: none */
     uint32_t n;
     bool tempered;
     float shift, temperature;
@@ -53,7 +53,7 @@ __device__ __forceinline__ float fl_tempered(float x, float shift, float tempera
 
 /* The logit of an id as the stages so far leave it; FL_BANNED: it is no candidate. */
 __device__ __forceinline__ float fl_candidate(const fl_candidates &c, uint32_t id) {
-    bool banned = (c.banned[id / 32] >> id % 32 & 1) != 0;
+    bool banned = c.banned != NULL && (c.banned[id / 32] >> id % 32 & 1) != 0;
     float x = banned ? FL_BANNED : c.logits[id], y = c.tempered ? fl_tempered(x, c.shift, c.temperature) : x;
     bool stays = true;
 #pragma unroll
@@ -108,6 +108,15 @@ __device__ __forceinline__ float fl_block_most(fl_choosing &s, float v) {
 __device__ __forceinline__ fl_u64 fl_warp_sum(fl_u64 v) {
     for (int half = FL_WARP / 2; half > 0; half /= 2) {
         v += __shfl_xor_sync(FL_EVERY, v, half);
+    }
+    return v;
+}
+
+/* The sum of the lanes up to this one. */
+__device__ __forceinline__ fl_u64 fl_warp_up_to(fl_u64 v) {
+    for (uint32_t delta = 1; delta < FL_WARP; delta *= 2) {
+        fl_u64 before = __shfl_up_sync(FL_EVERY, v, delta);
+        v += threadIdx.x % FL_WARP >= delta ? before : 0;
     }
     return v;
 }
@@ -174,11 +183,7 @@ __device__ __forceinline__ uint32_t fl_first_past(fl_choosing &s, const fl_candi
     }
     bool here = left < s.sums[warp];
     for (uint32_t step = 0; here && step < n_steps; step++) {
-        fl_u64 mine = fl_measured(c, m, first + step * FL_WARP), up_to = mine;
-        for (uint32_t delta = 1; delta < FL_WARP; delta *= 2) {
-            fl_u64 before = __shfl_up_sync(FL_EVERY, up_to, delta);
-            up_to += lane >= delta ? before : 0;
-        }
+        fl_u64 up_to = fl_warp_up_to(fl_measured(c, m, first + step * FL_WARP));
         uint32_t past = __ballot_sync(FL_EVERY, up_to > left);
         if (past != 0) {
             if ((past & ((1u << lane) - 1)) == 0 && up_to > left) {
@@ -203,11 +208,7 @@ __device__ __forceinline__ uint32_t fl_find_bin(fl_choosing &s, uint32_t n_bins,
         for (uint32_t i = 0; i < each; i++) {
             sum += s.bins[top - i];
         }
-        fl_u64 up_to = sum;
-        for (uint32_t delta = 1; delta < FL_WARP; delta *= 2) {
-            fl_u64 above = __shfl_up_sync(FL_EVERY, up_to, delta);
-            up_to += lane >= delta ? above : 0;
-        }
+        fl_u64 up_to = fl_warp_up_to(sum);
         if (up_to >= left && up_to - sum < left) {
             left -= up_to - sum;
             while (s.bins[top] < left) {
@@ -265,13 +266,15 @@ __device__ __forceinline__ fl_cut fl_min_p_cut(float highest, double log_min_p, 
 
 /* ---- Choosing -- */
 
-__device__ __forceinline__ void fl_run_stages(fl_choosing &s, fl_candidates &c, const fl_device_choice &o) {
+/* highest: of the candidates; every stage keeps it. */
+__device__ __forceinline__ void fl_run_stages(fl_choosing &s, fl_candidates &c, const fl_device_choice &o,
+                                              float highest) {
     for (uint32_t i = 0; i < o.n_stages; i++) {
-        float highest = fl_highest(s, c);
         if (o.stages[i] == FL_DEVICE_TEMPERATURE) {
             c.shift = fl_finite(__fdiv_rn(highest, o.temperature)) ? 0 : highest;
             c.temperature = o.temperature;
             c.tempered = true;
+            highest = fl_tempered(highest, c.shift, c.temperature);
         } else if (o.stages[i] == FL_DEVICE_MIN_P) {
             fl_add_cut(c, fl_min_p_cut(highest, o.log_min_p, c.tempered));
         } else if (o.stages[i] == FL_DEVICE_TOP_K) {
@@ -287,6 +290,25 @@ __device__ __forceinline__ void fl_run_stages(fl_choosing &s, fl_candidates &c, 
     }
 }
 
+/* Nothing, if all are banned. */
+__device__ __forceinline__ void fl_choose_among(fl_choosing &s, fl_candidates &c, const fl_device_choice &o,
+                                                fl_device_chosen &chosen) {
+    float highest = fl_highest(s, c);
+    if (highest < FL_LOWEST) {
+        return;
+    }
+    fl_run_stages(s, c, o, highest);
+    chosen.highest = fl_highest(s, c);
+    chosen.total = fl_total(s, c, chosen.highest);
+    fl_measure by = {o.draws != 0, chosen.highest, chosen.highest};
+    fl_u64 left = (fl_u64)(o.uniform * (double)chosen.total);
+    left = left < chosen.total ? left : chosen.total - 1;
+    uint32_t id = fl_first_past(s, c, by, o.draws != 0 ? left : 0);
+    chosen.token = (int32_t)id;
+    chosen.logit = fl_candidate(c, id);
+    chosen.raw = c.logits[id];
+}
+
 __global__ void __launch_bounds__(FL_CHOOSE_THREADS) fl_choose_kernel(fl_device_choose a) {
     __shared__ fl_choosing s;
     uint32_t row = blockIdx.x;
@@ -295,7 +317,7 @@ __global__ void __launch_bounds__(FL_CHOOSE_THREADS) fl_choose_kernel(fl_device_
     }
     const fl_device_choice &o = a.choices[row];
     const float *logits = a.logits + (size_t)row * a.vocab;
-    fl_candidates c = {logits, a.banned, a.vocab, false, 0, 1, {}, 0};
+    fl_candidates c = {logits, NULL, a.vocab, false, 0, 1, {}, 0};
     float most = FL_BANNED;
     if (threadIdx.x == 0) {
         s.broken = 0;
@@ -311,22 +333,10 @@ __global__ void __launch_bounds__(FL_CHOOSE_THREADS) fl_choose_kernel(fl_device_
     chosen.raw_highest = fl_block_most(s, most);
     chosen.token = -1;
     chosen.broken = s.broken;
-    if (chosen.broken == 0 && fl_highest(s, c) >= FL_LOWEST) {
-        fl_u64 raw_total = 0;
-        for (uint32_t id = threadIdx.x; id < a.vocab; id += FL_CHOOSE_THREADS) {
-            raw_total += fl_weight(logits[id], chosen.raw_highest);
-        }
-        chosen.raw_total = fl_block_sum(s, raw_total);
-        fl_run_stages(s, c, o);
-        chosen.highest = fl_highest(s, c);
-        chosen.total = fl_total(s, c, chosen.highest);
-        fl_measure by = {o.draws != 0, chosen.highest, chosen.highest};
-        fl_u64 left = (fl_u64)(o.uniform * (double)chosen.total);
-        left = left < chosen.total ? left : chosen.total - 1;
-        uint32_t id = fl_first_past(s, c, by, o.draws != 0 ? left : 0);
-        chosen.token = (int32_t)id;
-        chosen.logit = fl_candidate(c, id);
-        chosen.raw = logits[id];
+    if (chosen.broken == 0) {
+        chosen.raw_total = fl_total(s, c, chosen.raw_highest);
+        c.banned = a.banned;
+        fl_choose_among(s, c, o, chosen);
     }
     if (threadIdx.x == 0) {
         a.chosen[row] = chosen;

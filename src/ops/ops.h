@@ -92,17 +92,22 @@ FL_INLINE bool fl_kv_is_scaled(folollm_kv_type type) {
     return type == FOLOLLM_KV_Q8 || type == FOLOLLM_KV_Q4;
 }
 
-/* Bytes of the numbers of one row. */
-FL_INLINE size_t fl_kv_numbers_bytes(const fl_kv *kv) {
-    if (fl_kv_is_scaled(kv->type)) {
-        return 4 * fl_div_up(kv->head_dim, kv->type == FOLOLLM_KV_Q8 ? 4 : 8);
+/* Of the numbers of a cache without scales. */
+FL_INLINE fl_dtype fl_kv_dtype(folollm_kv_type type) {
+    return type == FOLOLLM_KV_F32 ? FL_F32 : type == FOLOLLM_KV_BF16 ? FL_BF16 : FL_F16;
+}
+
+/* Bytes of the n numbers of one row. */
+FL_INLINE size_t fl_kv_numbers_bytes(folollm_kv_type type, size_t n) {
+    if (fl_kv_is_scaled(type)) {
+        return 4 * fl_div_up(n, type == FOLOLLM_KV_Q8 ? 4 : 8);
     }
-    return kv->head_dim * (kv->type == FOLOLLM_KV_F32 ? 4 : 2);
+    return n * fl_dtype_bytes(fl_kv_dtype(type));
 }
 
 /* Bytes of one row of K, or of V, the scale included. */
 FL_INLINE size_t fl_kv_row_bytes(const fl_kv *kv) {
-    return fl_kv_numbers_bytes(kv) + (fl_kv_is_scaled(kv->type) ? sizeof(float) : 0);
+    return fl_kv_numbers_bytes(kv->type, kv->head_dim) + (fl_kv_is_scaled(kv->type) ? sizeof(float) : 0);
 }
 
 /* Bytes of the block of a page, for one head of one layer. */
@@ -118,7 +123,7 @@ FL_INLINE size_t fl_kv_offset(const fl_kv *kv, size_t layer, size_t kv_head, siz
 /* Copy one row of the block at k, or of the one at v (is_v): out of the cache, or with `to_cache` into it. `row`
  * (fl_kv_row_bytes) holds the numbers one after the other, then the scale. */
 FL_INLINE void fl_kv_copy_row(const fl_kv *kv, bool is_v, uint8_t *block, size_t token, uint8_t *row, bool to_cache) {
-    size_t n = fl_kv_numbers_bytes(kv), piece = n, stride = 0;
+    size_t n = fl_kv_numbers_bytes(kv->type, kv->head_dim), piece = n, stride = 0;
     uint8_t *at = block + token * n;
     if (fl_kv_is_scaled(kv->type)) {
         uint8_t *scale = block + FL_PAGE_TOKENS * n + token * sizeof(float);
