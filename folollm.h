@@ -17,7 +17,7 @@
  *     folollm_share read the same weights and may run in other threads at the same time.
  *   - The logits of a sequence are the same bits whatever runs beside it in a batch, however its prompt was cut into
  *     calls and chunks or found in the prefix cache, preempted, saved and restored or not, for any number of threads,
- *     on the CPU and on CUDA devices.
+ *     on the CPU and, unless options.device_floats allows others, on CUDA devices.
  *   - A step is a transaction: when prefill or decode_step fails, every sequence is as it was before.
  *   - A step is bounded: folollm_step stops at its budget of tokens or microseconds and goes on in the next call.
  *   - A step allocates nothing: all memory is taken at load, as much as folollm_plan said.
@@ -194,6 +194,16 @@ typedef enum folollm_isa { /* which kernels compute; all of them give the same b
     FOLOLLM_ISA_NEON = 4
 } folollm_isa;
 
+/* How a device multiplies bf16 weights with the floats of a forward pass. Other types of weights are not touched: packed
+ * ones are multiplied as integers, exactly. With SPLIT and BF16 logits are no longer the bits of the CPU; on one kind of
+ * device they are still the same for any batch, chunk, prefix hit and so on, in every engine with the same floats. */
+typedef enum folollm_floats {
+    FOLOLLM_FLOATS_EXACT = 0, /* default: the same bits as the CPU */
+    FOLOLLM_FLOATS_SPLIT = 1, /* on tensor cores, each float as the sum of two bf16, 16 bits of its 24: fast for many
+                                 rows. Compute capability 8.0 and up, as BF16; FOLOLLM_E_UNSUPPORTED else */
+    FOLOLLM_FLOATS_BF16 = 2   /* on tensor cores, each float rounded to bf16, as other engines do: half the work */
+} folollm_floats;
+
 typedef struct folollm_merge {
     const char *path; /* a directory of PEFT, as for folollm_adapter_load */
     float scale;      /* 1: as it was trained */
@@ -230,6 +240,10 @@ typedef struct folollm_options {
     uint32_t device;           /* 0: the CPU. n: CUDA device n - 1, in a build with FOLOLLM_CUDA; weights are copied
                                   there, and the logits are the same bits. Not with float_activations.
                                   For folollm_share 0 or what the first engine has */
+    folollm_floats device_floats; /* only with a device */
+    void *device_stream;       /* only with a device: a cudaStream_t of it, in which the engine's steps run; it must
+                                  outlive the engine, and no graph may be captured in it during a call. NULL: a stream of
+                                  the engine's own, of the lowest priority */
 } folollm_options;
 
 /* Bytes by class. `allocated` is what the handle takes from the host's allocator and keeps until it is freed;

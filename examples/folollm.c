@@ -182,6 +182,7 @@ typedef enum kind {
     KIND_STOP,   /* stop_list, one more */
     KIND_MERGE,  /* merge_list, one more */
     KIND_KV,     /* folollm_kv_type */
+    KIND_FLOATS, /* folollm_floats */
     KIND_ISA,    /* folollm_isa */
     KIND_DEVICE, /* checked, not kept */
     KIND_WEIGHTS /* folollm_weights */
@@ -243,6 +244,8 @@ static const option options[] = {
     {"--merge", "DIR", ALL, KIND_MERGE, AT(merges), 0, 0, "a LoRA adapter made part of the weights; up to 16 times"},
     {"-t", "N", ALL, KIND_COUNT, AT(engine.n_threads), 1, 4096, "threads (all cores)"},
     {"--device", "NAME", ALL, KIND_DEVICE, AT(engine.device), 0, 0, "cpu, cuda or cuda:N (cpu)"},
+    {"--device-floats", "HOW", ALL, KIND_FLOATS, AT(engine.device_floats), 0, 0,
+     "with bf16 weights on a device: exact, split or bf16: bits of the CPU, close, fastest (exact)"},
     {"--weights", "TYPE", ALL, KIND_WEIGHTS, AT(engine.weights), 0, 0,
      "convert while loading: f32, f16, bf16, q8, q8_row, q4, q4_k, q5_k or q6_k (as stored)"},
     {"--float", NULL, ALL, KIND_FLAG, AT(engine.float_activations), 0, 0, "with q types: activations stay floats; slow"},
@@ -427,6 +430,7 @@ static int parse_word(unsigned bit, const option *o, const char *text, const cha
 }
 
 static const char *const kv_names[] = {"f16", "f32", "bf16", "q8", "q4"}; /* by folollm_kv_type */
+static const char *const floats_names[] = {"exact", "split", "bf16"}; /* by folollm_floats */
 static const char *const weights_names[] = {"stored", "f32",  "f16",  "bf16", "q8",
                                             "q8_row", "q4",   "q4_k", "q5_k", "q6_k"}; /* by folollm_weights */
 static const char *const isa_names[] = {"best", "scalar", "avx2", "avx512", "neon"};   /* by folollm_isa */
@@ -460,6 +464,7 @@ static void set_option(settings *s, const option *o, const char *text)
     case KIND_COUNTS: parse_counts(s->command, o, text, (counts *)(void *)field); break;
     case KIND_STOP: add_stop(s->command, text, (stop_list *)(void *)field); break;
     case KIND_MERGE: add_merge(s->command, text, (merge_list *)(void *)field); break;
+    case KIND_FLOATS: s->engine.device_floats = (folollm_floats)parse_word(s->command, o, text, floats_names, 3); break;
     case KIND_KV: s->engine.kv = (folollm_kv_type)parse_word(s->command, o, text, kv_names, 5); break;
     case KIND_ISA: s->engine.isa = (folollm_isa)parse_word(s->command, o, text, isa_names, 5); break;
     case KIND_DEVICE: *(uint32_t *)(void *)field = parse_device(s->command, o, text); break;

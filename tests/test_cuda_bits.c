@@ -193,7 +193,7 @@ static void open_sides(const layer_case *c, fl_upload *upload, const fl_weights 
     sides[0].weights = w;
     sides[1].weights = &upload->weights;
     layout_sides(c);
-    demand(fl_cuda_open(&memory, &device, 0, &error));
+    demand(fl_cuda_open(&memory, &device, 0, NULL, &error));
     demand(fl_arena_open(&memory, &host_arena, "a test", &error));
     demand(fl_cuda_arena_open(&device, &device_arena, "a test", &error));
     layout_sides(c);
@@ -703,6 +703,27 @@ static void test_adapters(void) {
     }
 }
 
+/* ---- A stream of the host -- */
+
+extern int cudaStreamCreateWithFlags(void **stream, unsigned flags);
+extern int cudaStreamDestroy(void *stream);
+
+static void test_stream(void) {
+    folollm_options o = {.device = 1};
+    folollm *on_own = open_engine(o);
+    CHECK(cudaStreamCreateWithFlags(&o.device_stream, 1) == 0);
+    uint64_t before = shim_get_counts != NULL ? shim_get_counts().live_streams : 0;
+    folollm *f = open_engine(o);
+    CHECK(shim_get_counts == NULL || shim_get_counts().live_streams == before + 1); /* of the weights */
+    CHECK(texts_are_equal(write_text(on_own, 40), write_text(f, 40)));
+    folollm_free(f);
+    folollm_free(on_own);
+    CHECK(shim_get_counts == NULL || shim_get_counts().live_streams == 1);
+    CHECK(cudaStreamDestroy(o.device_stream) == 0);
+    o.device = 0;
+    CHECK(folollm_load(BASE, &o, &f, &error) == FOLOLLM_E_ARGUMENT);
+}
+
 int main(void) {
     fl_memory_init(&memory, NULL);
     for (size_t i = 0; i < FL_COUNT(layers); i++) {
@@ -714,5 +735,6 @@ int main(void) {
     test_moves();
     test_share();
     test_adapters();
+    test_stream();
     return check_finish();
 }

@@ -150,7 +150,7 @@ static void check_rows(uint32_t vocab) {
 
 static void test_rows(void) {
     static const uint32_t vocabs[] = {1, 2, 31, 32, 33, 200, 513, 1100, VOCAB_MAX};
-    demand(fl_cuda_open(&memory, &device, 0, &error));
+    demand(fl_cuda_open(&memory, &device, 0, NULL, &error));
     layout(&host, &host_arena);
     layout(&there, &device_arena);
     demand(fl_arena_open(&memory, &host_arena, "a test", &error));

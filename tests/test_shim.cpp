@@ -416,6 +416,57 @@ static void test_products(void) {
     shim_set_order(0);
 }
 
+/* a (16, 16), b (16, 8) and c (16, 8), in order of rows, as the instruction set says which lane has what. */
+__global__ static void multiply_bf16(const unsigned short *a, const unsigned short *b, float *c) {
+    unsigned group = threadIdx.x / 4, in_group = threadIdx.x % 4;
+    uint32_t of_a[4], of_b[2];
+    float sums[4];
+    for (unsigned i = 0; i < 4; i++) {
+        const unsigned short *pair = a + (group + i % 2 * 8) * 16 + in_group * 2 + i / 2 * 8;
+        of_a[i] = pair[0] | (uint32_t)pair[1] << 16;
+        sums[i] = c[(group + i / 2 * 8) * 8 + in_group * 2 + i % 2];
+    }
+    for (unsigned i = 0; i < 2; i++) {
+        const unsigned short *pair = b + (in_group * 2 + i * 8) * 8 + group;
+        of_b[i] = pair[0] | (uint32_t)pair[8] << 16;
+    }
+    fl_mma_bf16(sums, of_a[0], of_a[1], of_a[2], of_a[3], of_b[0], of_b[1]);
+    for (unsigned i = 0; i < 4; i++) {
+        c[(group + i / 2 * 8) * 8 + in_group * 2 + i % 2] = sums[i];
+    }
+}
+
+static void test_bf16_products(void) {
+    Array<unsigned short> a(256), b(128);
+    Array<float> c(128);
+    std::vector<unsigned short> host_a(256), host_b(128);
+    std::vector<float> expected(128);
+    auto bits = [](int i) { /* of a small number, exact */
+        float f = (float)i;
+        uint32_t u;
+        memcpy(&u, &f, sizeof u);
+        return (unsigned short)(u >> 16);
+    };
+    for (int i = 0; i < 256; i++) {
+        host_a[i] = bits(i * 37 % 101 - 50);
+        host_b[i / 2] = bits(i * 53 % 97 - 48);
+    }
+    for (int i = 0; i < 128; i++) {
+        expected[i] = (float)(i - 60);
+    }
+    OK(cudaMemcpy(a.p, host_a.data(), 512, cudaMemcpyHostToDevice));
+    OK(cudaMemcpy(b.p, host_b.data(), 256, cudaMemcpyHostToDevice));
+    OK(cudaMemcpy(c.p, expected.data(), 512, cudaMemcpyHostToDevice));
+    for (int i = 0; i < 128; i++) {
+        for (int k = 0; k < 16; k++) {
+            int of_b = 2 * (k * 8 + i % 8) + 1; /* the later of two */
+            expected[i] += (float)((i / 8 * 16 + k) * 37 % 101 - 50) * (float)(of_b * 53 % 97 - 48);
+        }
+    }
+    OK(launch(nullptr, 1, 32, 0, multiply_bf16, (const unsigned short *)a.p, (const unsigned short *)b.p, c.p));
+    CHECK(c.read() == expected);
+}
+
 __global__ static void load_tiles(uint32_t *out) {
     __shared__ uint4 rows[32];
     unsigned i = threadIdx.x;
@@ -450,6 +501,23 @@ __global__ static void copy_and_wait(const uint32_t *in, uint32_t *out) {
     out[128 + i] = words[63 - i];
 }
 
+__global__ static void copy_in_groups(const uint32_t *in, uint32_t *out) {
+    __shared__ uint32_t first[64], second[64];
+    unsigned i = threadIdx.x;
+    fl_copy<4>(&first[i], in + i);
+    fl_copies_end();
+    fl_copy<4>(&second[i], in + 64 + i);
+    fl_copies_end();
+    fl_copied_but<2>();
+    out[i] = first[i] & second[i];
+    fl_copied_but<1>();
+    out[64 + i] = first[i];
+    out[128 + i] = second[i];
+    fl_copies_end(); /* an empty one */
+    fl_copied_but<1>();
+    out[192 + i] = second[i];
+}
+
 __global__ static void never_waits(const uint32_t *in) {
     __shared__ uint32_t words[65];
     for (unsigned i = 0; i < 65; i++) {
@@ -469,6 +537,13 @@ static void test_shared_copies(void) {
     unsigned wrong = 0;
     for (unsigned i = 0; i < 64; i++) {
         wrong += got[i] != ALL || got[64 + i] != host[4 * (63 - i) + 3] || got[128 + i] != host[63 - i];
+    }
+    CHECK(wrong == 0);
+    Array<uint32_t> grouped(256);
+    OK(launch(nullptr, 1, 64, 0, copy_in_groups, (const uint32_t *)in.p, grouped.p));
+    got = grouped.read();
+    for (unsigned i = 0; i < 64; i++) {
+        wrong += got[i] != ALL || got[64 + i] != host[i] || got[128 + i] != ALL || got[192 + i] != host[64 + i];
     }
     CHECK(wrong == 0);
     Ending e = in_child([&] {
@@ -1370,6 +1445,7 @@ int main(void) {
     test_dynamic_shared();
     test_atomics();
     test_products();
+    test_bf16_products();
     test_tiles();
     test_shared_copies();
     if (!TSAN) {

@@ -45,6 +45,13 @@ static folollm_status fl_check_options(const folollm_options *o, folollm_error *
     if (o->device != 0 && o->float_activations != 0) {
         return fl_fail(error, FOLOLLM_E_UNSUPPORTED, "options.float_activations is of the CPU alone");
     }
+    if ((unsigned)o->device_floats > FOLOLLM_FLOATS_BF16) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT, "options.device_floats is none of its constants");
+    }
+    if (o->device == 0 && (o->device_floats != FOLOLLM_FLOATS_EXACT || o->device_stream != NULL)) {
+        return fl_fail(error, FOLOLLM_E_ARGUMENT,
+                       "options.device_floats and device_stream are of a device, and options.device is 0: the CPU");
+    }
     if (o->max_requests > FL_REQUESTS_MAX || o->max_running > FL_REQUESTS_MAX) {
         return fl_fail(error, FOLOLLM_E_ARGUMENT, "options: at most %u max_requests, and as many max_running",
                        (uint64_t)FL_REQUESTS_MAX);
@@ -100,6 +107,8 @@ static folollm_status fl_settle_options(folollm *f, const folollm_options *o, fo
     s->n_rows = s->n_rows < context ? s->n_rows : context;
     s->n_threads = fl_threads_of(o);
     s->device = o->device;
+    s->device_stream = o->device_stream;
+    s->floats = o->device_floats;
     s->rank = o->max_rank != 0 ? o->max_rank : FL_RANK_DEFAULT;
     s->kv = o->kv;
     s->float_activations = o->float_activations != 0;

@@ -24,7 +24,8 @@ FL_LOCAL void fl_worker_layout(fl_worker *w, const fl_weights *weights, const fl
     limits.rank = o->rank;
     w->weights = weights;
     if (o->device != 0) {
-        fl_cuda_options cuda = {limits, c->vocab, o->context, c->n_heads, o->n_wanted};
+        static const uint32_t pieces[] = {[FOLOLLM_FLOATS_SPLIT] = 2, [FOLOLLM_FLOATS_BF16] = 1};
+        fl_cuda_options cuda = {limits, c->vocab, o->context, c->n_heads, o->n_wanted, pieces[o->floats]};
         fl_cuda_layout(&w->on_cuda, &w->device_scratch, &cuda);
         fl_activations_layout(&w->activations, &w->device_scratch, NULL, &limits);
     } else {
@@ -58,7 +59,7 @@ static folollm_status fl_worker_record(fl_worker *w, folollm_error *error) {
 
 static folollm_status fl_worker_open_cuda(fl_memory *m, fl_worker *w, const fl_worker_options *o,
                                           const fl_upload *upload, folollm_error *error) {
-    FL_TRY(fl_cuda_open(m, &w->cuda, o->device - 1, error));
+    FL_TRY(fl_cuda_open(m, &w->cuda, o->device - 1, o->device_stream, error));
     FL_TRY(fl_arena_open(m, &w->scratch, "scratch memory", error));
     FL_TRY(fl_cuda_arena_open(&w->cuda, &w->device_scratch, "activations", error));
     FL_TRY(fl_cuda_arena_open(&w->cuda, &w->cache, "the KV cache", error));

@@ -11,6 +11,8 @@ typedef struct fl_worker_options {
     uint32_t n_pages, n_rows, n_threads, context, rank; /* rank: of adapters, at most */
     uint32_t device; /* 0: the CPU; else a CUDA device, from 1 on */
     uint32_t n_wanted; /* rows of logits of a batch, at most */
+    void *device_stream; /* NULL: its own */
+    folollm_floats floats;
     folollm_kv_type kv;
     const fl_kernels *kernels;
     bool float_activations;

@@ -69,7 +69,7 @@ FL_LOCAL size_t fl_upload_host_bytes(const fl_weights *w) {
 
 FL_LOCAL folollm_status fl_upload_open(fl_memory *m, fl_upload *u, const fl_weights *w, uint32_t ordinal,
                                        folollm_error *error) {
-    FL_TRY(fl_cuda_open(m, &u->cuda, ordinal, error));
+    FL_TRY(fl_cuda_open(m, &u->cuda, ordinal, NULL, error));
     FL_TRY(fl_cuda_arena_open(&u->cuda, &u->arena, "the weights", error));
     u->layers_bytes = w->config.n_layers * sizeof *u->weights.layers;
     u->weights.config = w->config;

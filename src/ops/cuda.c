@@ -32,7 +32,7 @@ FL_LOCAL folollm_status fl_no_cuda(folollm_error *error) {
                    "link folollm_kernels.cu");
 }
 
-FL_LOCAL folollm_status fl_cuda_open(fl_memory *m, fl_cuda *c, uint32_t ordinal, folollm_error *error) {
+FL_LOCAL folollm_status fl_cuda_open(fl_memory *m, fl_cuda *c, uint32_t ordinal, void *stream, folollm_error *error) {
     int n_devices = 0;
     memset(c, 0, sizeof *c);
     c->ordinal = ordinal;
@@ -56,7 +56,7 @@ FL_LOCAL folollm_status fl_cuda_open(fl_memory *m, fl_cuda *c, uint32_t ordinal,
     if (c->device == NULL) {
         return fl_no_memory(error, "a device", c->api->device_bytes);
     }
-    code = c->api->open(c->device, (int)ordinal);
+    code = c->api->open(c->device, (int)ordinal, stream);
     if (code == 0) {
         code = c->api->about(c->device, &c->info);
     }
@@ -240,6 +240,10 @@ FL_LOCAL void fl_cuda_layout(fl_cuda_backend *b, fl_arena *arena, const fl_cuda_
         to->q = fl_take(arena, n, units * FL_UNIT);
         to->scales = fl_take(arena, n, units * sizeof(float));
         to->minus = fl_take(arena, n, units * sizeof(float));
+    }
+    size_t widest = fl_div_up(fl_cuda_widest(l), FL_DEVICE_CHUNK) * FL_DEVICE_CHUNK;
+    for (size_t i = 0; i < o->n_pieces; i++) {
+        b->pieces.piece[i] = fl_take(arena, n, widest * sizeof *b->pieces.piece[i]);
     }
     size_t parts = fl_cuda_split_rows(b) * o->n_heads * fl_cuda_splits(2 * o->context);
     b->parts = fl_take(arena, parts, l->head_dim * sizeof(float));
@@ -452,26 +456,36 @@ typedef struct fl_cuda_rows { /* those that meet a matrix */
     float epsilon;
 } fl_cuda_rows;
 
-/* Rows as the parts of w want them: normed, and as integers. Afterwards in->x are those for plain parts. */
+/* As how many pieces rows meet a part; 0: not as pieces. */
+static uint32_t fl_cuda_pieces_of(const fl_cuda_backend *b, const fl_matrix *w, size_t part) {
+    return w->parts[part].type == FL_BF16 ? b->o.n_pieces : 0;
+}
+
+/* Rows as the parts of w want them: normed, as pieces, and as integers. Afterwards in->x are those for plain parts. */
 static void fl_cuda_prepare(fl_cuda_backend *b, fl_cuda_rows *in, const fl_matrix *w) {
     fl_cuda *c = b->cuda;
-    bool has_plain = false;
+    bool has_plain = false, has_pieces = false;
     for (size_t i = 0; i < w->n_parts; i++) {
-        has_plain = has_plain || !fl_is_packed(w->parts[i].type);
+        bool pieces = fl_cuda_pieces_of(b, w, i) > 0 && in->most > FL_DEVICE_SPLIT_ROWS;
+        has_pieces = has_pieces || pieces;
+        has_plain = has_plain || (!fl_is_packed(w->parts[i].type) && !pieces);
     }
     fl_device_rows rows = {.x = in->x, .stride = in->stride, .which = in->which, .n = in->n, .most = (uint32_t)in->most,
                            .n_cols = (uint32_t)w->n_cols, .norm = in->norm, .epsilon = in->epsilon};
     rows.normed = (has_plain || b->adapts) && in->norm != NULL ? b->normed : NULL;
+    rows.n_pieces = has_pieces ? b->o.n_pieces : 0;
+    rows.pieces = b->pieces;
     for (size_t i = 0; i < w->n_parts; i++) {
         if (fl_is_packed(w->parts[i].type) && fl_cuda_first_of_order(w, i) == i) {
             rows.integers = fl_cuda_integers_of(b, w, i);
             rows.order = w->parts[i].order;
             FL_CUDA_DO(c, rows(c->device, &rows));
             rows.normed = NULL;
+            rows.n_pieces = 0;
             memset(&rows.integers, 0, sizeof rows.integers);
         }
     }
-    if (rows.normed != NULL) {
+    if (rows.normed != NULL || rows.n_pieces > 0) {
         FL_CUDA_DO(c, rows(c->device, &rows));
     }
     in->x = in->norm != NULL ? b->normed : in->x;
@@ -483,7 +497,8 @@ static void fl_cuda_product_parts(fl_cuda_backend *b, const fl_cuda_rows *in, co
     fl_cuda *c = b->cuda;
     fl_device_product p = {.type = (int)w->parts[first].type, .epilogue = epilogue, .n_parts = (uint32_t)(end - first),
                            .n_cols = (uint32_t)w->n_cols, .n = in->n, .most = (uint32_t)in->most, .x = in->x,
-                           .x_stride = in->stride, .integers = fl_cuda_integers_of(b, w, first), .y = y,
+                           .x_stride = in->stride, .integers = fl_cuda_integers_of(b, w, first),
+                           .n_pieces = fl_cuda_pieces_of(b, w, first), .pieces = b->pieces, .y = y,
                            .y_stride = y_stride};
     for (size_t i = first; i < end; i++) {
         fl_device_part part = {w->parts[i].data, w->parts[i].bias, (uint32_t)w->parts[i].n_rows};
@@ -693,6 +708,11 @@ FL_LOCAL folollm_status fl_cuda_start(fl_cuda_backend *b, fl_cuda *cuda, folollm
                        (uint64_t)cuda->ordinal, (uint64_t)b->staging_bytes, cuda->api->error_text(code));
     }
     b->staging = staging;
+    if (b->o.n_pieces > 0 && !cuda->info.multiplies_bf16) {
+        return fl_fail(error, FOLOLLM_E_UNSUPPORTED,
+                       "options.device_floats: CUDA device %u, %s, has no tensor cores for bf16 (compute capability 8.0)",
+                       (uint64_t)cuda->ordinal, cuda->info.name);
+    }
     size_t head_dim = b->o.limits.head_dim, room = (size_t)cuda->info.shared_bytes;
     b->most_queries = FL_DEVICE_QUERIES;
     while (b->most_queries > 0 && cuda->api->attend_bytes(b->most_queries, (uint32_t)head_dim) > room) {

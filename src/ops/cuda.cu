@@ -1,8 +1,8 @@
 /* The CUDA side of folollm: what device.h promises, over the CUDA runtime. State lies in the fl_device alone; whatever
  * device the host had made current is current again when a call returns. */
 #include "ops/cuda_attention.cuh"
-#include "ops/cuda_products.cuh"
 #include "ops/cuda_sampling.cuh"
+#include "ops/cuda_tensor.cuh"
 
 namespace {
 
@@ -16,14 +16,19 @@ int fl_count(int *n_devices) {
     return fl_said(cudaGetDeviceCount(n_devices));
 }
 
-int fl_open(fl_device *d, int ordinal) {
+int fl_open(fl_device *d, int ordinal, void *stream) {
     int least, greatest;
     d->ordinal = ordinal;
+    d->stream = (cudaStream_t)stream;
+    if (stream != NULL) {
+        return 0;
+    }
     fl_current current(d);
     cudaError_t error = cudaDeviceGetStreamPriorityRange(&least, &greatest);
     if (error == cudaSuccess) {
         error = cudaStreamCreateWithPriority(&d->stream, cudaStreamNonBlocking, least);
     }
+    d->owns_stream = error == cudaSuccess;
     return fl_said(error);
 }
 
@@ -34,7 +39,7 @@ void fl_close(fl_device *d) {
             cudaGraphExecDestroy(d->steps[i]);
         }
     }
-    if (d->stream != NULL) {
+    if (d->owns_stream) {
         cudaStreamDestroy(d->stream);
     }
 }
@@ -56,6 +61,8 @@ int fl_about(fl_device *d, fl_device_info *info) {
     info->total_bytes = total;
     info->free_bytes = n_free;
     info->shared_bytes = p.sharedMemPerBlockOptin;
+    info->multiplies_bf16 = p.major >= 8;
+    d->n_multiprocessors = p.multiProcessorCount;
     return 0;
 }
 
@@ -130,7 +137,7 @@ extern "C" const fl_device_api *folollm_kernels(void) {
     static const fl_device_api api = {
         FOLOLLM_SOURCE_HASH, sizeof(fl_device), fl_error_text, fl_count, fl_open, fl_close, fl_about, fl_attend_bytes,
         fl_alloc, fl_release, fl_alloc_host, fl_release_host, fl_upload, fl_download, fl_copy, fl_wait,
-        fl_pack, fl_embed, fl_rows, fl_product, fl_combine, fl_adapt, fl_rope_store, fl_attend, fl_choose,
+        fl_pack, fl_embed, fl_rows, fl_multiply, fl_combine, fl_adapt, fl_rope_store, fl_attend, fl_choose,
         fl_record, fl_recorded, fl_replay,
     };
     return &api;

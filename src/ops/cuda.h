@@ -1,4 +1,5 @@
-/* The CUDA backend: ops.h over the kernels of folollm_kernels.cu (device.h). It gives the bits of the CPU backend.
+/* The CUDA backend: ops.h over the kernels of folollm_kernels.cu (device.h). It gives the bits of the CPU backend, unless
+ * fl_cuda_options.n_pieces says otherwise.
  *
  * An op only starts its kernels: they run one after the other in the device's stream, and fl_ops.end waits. A failure
  * is kept until fl_cuda_status asks for it, and makes everything until then do nothing. Steps that only decode are
@@ -19,9 +20,9 @@ typedef struct fl_cuda { /* an open device */
     bool lost;  /* nothing works on this device any more */
 } fl_cuda;
 
-/* FOLOLLM_E_UNSUPPORTED: built without FOLOLLM_CUDA, or of two versions. FOLOLLM_E_DEVICE: there is no such device, or
+/* stream: of the host, or NULL. FOLOLLM_E_UNSUPPORTED: built without FOLOLLM_CUDA, or of two versions. FOLOLLM_E_DEVICE: there is no such device, or
  * it fails. */
-FL_LOCAL folollm_status fl_cuda_open(fl_memory *m, fl_cuda *c, uint32_t ordinal, folollm_error *error);
+FL_LOCAL folollm_status fl_cuda_open(fl_memory *m, fl_cuda *c, uint32_t ordinal, void *stream, folollm_error *error);
 FL_LOCAL void fl_cuda_close(fl_memory *m, fl_cuda *c);
 
 /* Bytes of the host that an open device takes; 0: this build has none. */
@@ -62,6 +63,7 @@ typedef struct fl_cuda_options {
     fl_limits limits;
     size_t vocab, context, n_heads;
     size_t n_wanted; /* rows of logits of a batch, at most */
+    uint32_t n_pieces; /* of rows that meet bf16 weights; 0: they stay floats, and give the bits of the CPU */
 } fl_cuda_options;
 
 /* What a batch is on the device: the same offsets from both ends of the copy. */
@@ -84,6 +86,7 @@ typedef struct fl_cuda_backend {
     float *normed, *apart, *logits; /* (n_rows, dim), (n_rows, dim or ffn_dim), (n_wanted, vocab) */
     float *narrow; /* (n_rows, rank) rows times the a of their adapters */
     fl_device_integers integers[FL_PARTS_MAX]; /* one for each order of columns */
+    fl_device_pieces pieces;
     float *parts, *part_limits;  /* of attention: see device.h */
     uint8_t *staged, *staging;   /* the batch on the device, and what it is copied from */
     size_t staging_bytes;

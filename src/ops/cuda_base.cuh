@@ -23,8 +23,9 @@
 #define FL_BLOCK_TOKENS 64
 
 struct fl_device {
-    int ordinal;
+    int ordinal, n_multiprocessors;
     cudaStream_t stream;
+    bool owns_stream;
     cudaGraphExec_t steps[FL_DEVICE_STEPS];
 };
 
@@ -107,6 +108,12 @@ __device__ __forceinline__ float fl_f16(uint32_t bits) {
 __device__ __forceinline__ unsigned short fl_to_bf16(float f) {
     uint32_t u = __float_as_uint(f);
     return (unsigned short)((u & 0x7FFFFFFFu) > 0x7F800000u ? (u >> 16 | 0x40u) : (u + 0x7FFFu + (u >> 16 & 1u)) >> 16);
+}
+
+/* x as the sum of two bf16: the nearest, and of what is left the nearest. */
+__device__ __forceinline__ void fl_split(float x, unsigned short pieces[2]) {
+    pieces[0] = fl_to_bf16(x);
+    pieces[1] = fl_to_bf16(__fsub_rn(x, fl_bf16(pieces[0])));
 }
 
 __device__ __forceinline__ float fl_exp(float x) {
@@ -203,6 +210,19 @@ __device__ __forceinline__ void fl_mma(int sums[4], const uint32_t a[QUADS / 2],
 #endif
 }
 
+/* sums (16, 8) += a (16, 16) b (16, 8) of bf16, a warp together; from compute capability 8.0 on. With g = lane / 4 and
+ * t = lane % 4, a lane holds two pairs of columns of a, low and high: of row g, of g + 8, the same of the higher pair;
+ * of b the pairs of column g; of the sums columns 2t and 2t + 1 of row g, then of g + 8. */
+__device__ __forceinline__ void fl_mma_bf16(float sums[4], uint32_t a_low, uint32_t a_low_8, uint32_t a_high,
+                                            uint32_t a_high_8, uint32_t b_low, uint32_t b_high) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+                 : "r"(a_low), "r"(a_low_8), "r"(a_high), "r"(a_high_8), "r"(b_low), "r"(b_high));
+#endif
+}
+
 /* Four tiles of eight rows of four quads out of shared memory, a warp together: lane i says where row i % 8 of tile
  * i / 8 lies. Of each tile a lane takes quad lane % 4 of row lane / 4. */
 __device__ __forceinline__ void fl_load_tiles(uint32_t quads[4], const uint32_t *row) {
@@ -231,6 +251,21 @@ __device__ __forceinline__ void fl_copy(void *to, const void *from) {
 __device__ __forceinline__ void fl_copied() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+/* What was copied since the last end, perhaps nothing, is one group; */
+__device__ __forceinline__ void fl_copies_end() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+/* there are all groups but the last GROUPS, for this thread. */
+template <int GROUPS>
+__device__ __forceinline__ void fl_copied_but() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
 #endif
 }
 

@@ -41,6 +41,20 @@ __device__ __forceinline__ void fl_integers_unit(const fl_device_rows &a, float 
     }
 }
 
+/* x as pieces, each laid out as plain weights are. */
+__device__ __forceinline__ void fl_pieces_row(const fl_device_rows &a, const float *x, uint32_t row) {
+    uint32_t n = fl_chunks(a.n_cols) * FL_DEVICE_CHUNK;
+    for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) {
+        unsigned short pieces[2];
+        fl_split(i < a.n_cols ? x[i] : 0.0f, pieces);
+        size_t at = (size_t)row * n + fl_chunk_place(i);
+        a.pieces.piece[0][at] = pieces[0];
+        if (a.n_pieces == 2) {
+            a.pieces.piece[1][at] = pieces[1];
+        }
+    }
+}
+
 #define FL_ROWS_THREADS 256
 
 __global__ void __launch_bounds__(FL_ROWS_THREADS) fl_rows_kernel(fl_device_rows a) {
@@ -76,10 +90,13 @@ __global__ void __launch_bounds__(FL_ROWS_THREADS) fl_rows_kernel(fl_device_rows
         }
         x = copy;
     }
+    __syncthreads();
+    if (a.n_pieces > 0) {
+        fl_pieces_row(a, x, row);
+    }
     if (a.integers.q == NULL) {
         return;
     }
-    __syncthreads();
     for (uint32_t i = threadIdx.x; i < a.n_cols; i += blockDim.x) {
         if (!fl_finite(x[i])) {
             atomicExch(&broken, 1u);

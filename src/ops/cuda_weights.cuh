@@ -30,6 +30,12 @@ __device__ __forceinline__ constexpr size_t fl_plain_bytes() {
     return TYPE == FL_DEVICE_F32 ? 4 : 2;
 }
 
+/* Where a column lies in its row. */
+__host__ __device__ __forceinline__ uint32_t fl_chunk_place(uint32_t column) {
+    uint32_t in = column % FL_DEVICE_CHUNK;
+    return column - in + in % FL_LANES * FL_STEPS + in / FL_LANES;
+}
+
 /* The eight numbers of a lane. */
 template <int TYPE>
 __device__ __forceinline__ void fl_plain_load(const unsigned char *at, float w[FL_STEPS]) {
@@ -54,10 +60,8 @@ __global__ void fl_pack_kernel(fl_device_pack a) {
     size_t row = blockIdx.x, chunks = fl_chunks(a.n_cols);
     const T *from = (const T *)a.from + row * a.n_cols;
     T *to = (T *)a.to + row * chunks * FL_DEVICE_CHUNK;
-    for (uint32_t i = threadIdx.x; i < chunks * FL_DEVICE_CHUNK; i += blockDim.x) {
-        uint32_t lane = i % FL_DEVICE_CHUNK / FL_STEPS, step = i % FL_STEPS;
-        uint32_t column = i / FL_DEVICE_CHUNK * FL_DEVICE_CHUNK + step * FL_LANES + lane;
-        to[i] = column < a.n_cols ? from[column] : (T)0;
+    for (uint32_t column = threadIdx.x; column < chunks * FL_DEVICE_CHUNK; column += blockDim.x) {
+        to[fl_chunk_place(column)] = column < a.n_cols ? from[column] : (T)0;
     }
 }
 
@@ -69,8 +73,7 @@ int fl_pack(fl_device *d, const fl_device_pack *a) {
 
 /* One number of a plain matrix. */
 __device__ __forceinline__ float fl_plain_at(int type, const void *data, uint32_t n_cols, size_t row, uint32_t column) {
-    size_t at = (row * fl_chunks(n_cols) + column / FL_DEVICE_CHUNK) * FL_DEVICE_CHUNK + column % FL_LANES * FL_STEPS +
-                column % FL_DEVICE_CHUNK / FL_LANES;
+    size_t at = row * fl_chunks(n_cols) * FL_DEVICE_CHUNK + fl_chunk_place(column);
     if (type == FL_DEVICE_F32) {
         return ((const float *)data)[at];
     }

@@ -2,7 +2,8 @@
  * sees the headers of the other's compiler. folollm.c decides what is computed, on what, and where it lies;
  * folollm_kernels.cu has the kernels and speaks to the CUDA runtime.
  *
- * Every kernel adds in the order of the scalar kernels (kernels.inc), so a device gives the bits of the CPU. Counts of
+ * Every kernel adds in the order of the scalar kernels (kernels.inc), so a device gives the bits of the CPU; but for
+ * products with pieces (cuda_tensor.cuh), which only give the same bits for any number of rows. Counts of
  * rows lie on the device, where a step that was recorded once finds those of its turn; grids are made for `most`. */
 #ifndef FL_DEVICE_H
 #define FL_DEVICE_H
@@ -18,6 +19,7 @@
 
 #define FL_DEVICE_STEPS 128   /* steps that are recorded, at most */
 #define FL_DEVICE_CHUNK 128   /* columns of a plain matrix that lie together: [lane of 16][8 steps] */
+#define FL_DEVICE_SPLIT_ROWS 4 /* that a product makes pieces of by itself, at most */
 #define FL_DEVICE_QUERIES 16  /* query rows of an attention tile, at most */
 #define FL_DEVICE_HEAD_DIM 256 /* at most */
 
@@ -55,6 +57,7 @@ typedef struct fl_device_info {
     char name[64];
     uint64_t total_bytes, free_bytes;
     uint64_t shared_bytes; /* that a block of threads may have */
+    int multiplies_bf16;   /* on tensor cores */
 } fl_device_info;
 
 /* Of a batch, on the device. */
@@ -88,7 +91,12 @@ typedef struct fl_device_integers {
     float *minus;   /* (rows, units) -scale times the sum of a unit */
 } fl_device_integers;
 
-/* Rows made ready for a product: normed, as integers, both, or neither. */
+/* Rows as sums of bf16: the nearest numbers, then the nearest of what is left. */
+typedef struct fl_device_pieces {
+    uint16_t *piece[2]; /* (rows, chunks, 16, 8) */
+} fl_device_pieces;
+
+/* Rows made ready for a product: normed, as pieces, as integers, any or none of it. */
 typedef struct fl_device_rows {
     const float *x; /* (rows, stride) */
     size_t stride;
@@ -100,6 +108,8 @@ typedef struct fl_device_rows {
     float *normed; /* (rows, stride), or NULL */
     fl_device_integers integers; /* q NULL: none */
     const uint32_t *order;       /* of their columns; NULL: their own */
+    uint32_t n_pieces;           /* 0: none */
+    fl_device_pieces pieces;
 } fl_device_rows;
 
 typedef struct fl_device_part {
@@ -120,6 +130,9 @@ typedef struct fl_device_product {
     const float *x; /* (rows, x_stride): plain types */
     size_t x_stride;
     fl_device_integers integers; /* packed types */
+    uint32_t n_pieces; /* bf16 weights: 0: multiplied as floats, exactly as the CPU; else on tensor cores with rows of so
+                          many pieces, which are x's if most is at most FL_DEVICE_SPLIT_ROWS, and else those here */
+    fl_device_pieces pieces;
     float *y;                    /* (rows, y_stride) */
     size_t y_stride;
 } fl_device_product;
@@ -237,7 +250,7 @@ typedef struct fl_device_api {
     const char *(*error_text)(int error);
     int (*count)(int *n_devices);
 
-    int (*open)(fl_device *d, int ordinal);
+    int (*open)(fl_device *d, int ordinal, void *stream); /* NULL: one of its own */
     void (*close)(fl_device *d); /* allowed after an open that failed */
     int (*about)(fl_device *d, fl_device_info *info);
     size_t (*attend_bytes)(uint32_t queries, uint32_t head_dim); /* of shared memory */

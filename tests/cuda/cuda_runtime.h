@@ -310,7 +310,7 @@ static inline float max(float a, float b) { return fmaxf(a, b); }
 
 /* ---- Tensor cores, copies to shared memory --------------------------------------------------- */
 
-/* What folollm_kernels.cu writes in PTX: see fl_mma, fl_load_tiles, fl_copy and fl_copied there. */
+/* What folollm_kernels.cu writes in PTX: see fl_mma and what follows it there. */
 #define FL_TENSOR_CORES
 
 struct shim_lane { /* what it shows the others of its warp */
@@ -323,8 +323,9 @@ struct shim_copies { /* of a thread, that it has not waited for */
         void *to;
         const void *from;
         size_t n;
+        unsigned group;
     } copies[64];
-    unsigned n;
+    unsigned n, n_groups;
 };
 
 shim_lane *shim_warp_lanes(void);       /* for what the warp does next */
@@ -351,6 +352,25 @@ template <int QUADS> static inline void fl_mma(int sums[4], const uint32_t *a, c
     }
 }
 
+/* mma.m16n8k16 of bf16, added up as doubles and rounded once: a device adds otherwise, but of the same numbers. */
+static inline void fl_mma_bf16(float sums[4], uint32_t a_low, uint32_t a_low_8, uint32_t a_high, uint32_t a_high_8,
+                               uint32_t b_low, uint32_t b_high) {
+    shim_lane *lanes = shim_warp_product();
+    unsigned lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    lanes[lane] = {{a_low, a_low_8, a_high, a_high_8}, {b_low, b_high}, nullptr};
+    __syncwarp();
+    for (unsigned i = 0; i < 4; i++) {
+        double sum = sums[i];
+        for (unsigned pair = 0; pair < 8; pair++) {
+            uint32_t of_a = lanes[4 * g + pair % 4].a[i / 2 + pair / 4 * 2];
+            uint32_t of_b = lanes[4 * (2 * t + i % 2) + pair % 4].b[pair / 4];
+            sum += (double)__uint_as_float(of_a << 16) * (double)__uint_as_float(of_b << 16);
+            sum += (double)__uint_as_float(of_a & 0xFFFF0000u) * (double)__uint_as_float(of_b & 0xFFFF0000u);
+        }
+        sums[i] = (float)sum;
+    }
+}
+
 /* ldmatrix.m8n8.x4 */
 static inline void fl_load_tiles(uint32_t quads[4], const uint32_t *row) {
     shim_lane *lanes = shim_warp_lanes();
@@ -367,15 +387,29 @@ template <int BYTES> static inline void fl_copy(void *to, const void *from) {
     static_assert(BYTES == 4 || BYTES == 16, "");
     shim_copies *pending = shim_thread_copies(to, from, BYTES);
     memset(to, 0xFF, BYTES);
-    pending->copies[pending->n++] = {to, from, BYTES};
+    pending->copies[pending->n++] = {to, from, BYTES, pending->n_groups};
 }
 
-static inline void fl_copied(void) {
+static inline void shim_copied_before(unsigned group) {
     shim_copies *pending = shim_thread_copies(nullptr, nullptr, 0);
+    unsigned left = 0;
     for (unsigned i = 0; i < pending->n; i++) {
-        memcpy(pending->copies[i].to, pending->copies[i].from, pending->copies[i].n);
+        if (pending->copies[i].group < group) {
+            memcpy(pending->copies[i].to, pending->copies[i].from, pending->copies[i].n);
+        } else {
+            pending->copies[left++] = pending->copies[i];
+        }
     }
-    pending->n = 0;
+    pending->n = left;
+}
+
+static inline void fl_copied(void) { shim_copied_before(~0u); }
+
+static inline void fl_copies_end(void) { shim_thread_copies(nullptr, nullptr, 0)->n_groups++; }
+
+template <int GROUPS> static inline void fl_copied_but(void) {
+    unsigned n_groups = shim_thread_copies(nullptr, nullptr, 0)->n_groups;
+    shim_copied_before(n_groups > GROUPS ? n_groups - GROUPS : 0);
 }
 
 /* ---- The runtime ----------------------------------------------------------------------------- */
