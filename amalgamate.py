@@ -36,7 +36,8 @@ FLOORS = [
     ("api", "engine.h load.c quantize.c api.c"),
 ]
 KERNELS = ["ops/device.h", "ops/cuda_base.cuh", "ops/cuda_weights.cuh", "ops/cuda_products.cuh", "ops/cuda_rows.cuh",
-           "ops/cuda_attention.cuh", "ops/cuda_tensor.cuh", "ops/cuda_sampling.cuh", "ops/cuda.cu"]
+           "ops/cuda_attention.cuh", "ops/cuda_flash.cuh", "ops/cuda_tensor.cuh", "ops/cuda_sampling.cuh",
+           "ops/cuda.cu"]
 # A host's -ffast-math must not move bits, and its -O1 must not leave out the vzeroupper without which the code that is
 # not vectorised, ours and the host's, runs many times slower: these lines stand around folollm.c.
 STRICT = """#if defined(__clang__) && (defined(__x86_64__) || defined(__i386__))

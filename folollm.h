@@ -194,14 +194,15 @@ typedef enum folollm_isa { /* which kernels compute; all of them give the same b
     FOLOLLM_ISA_NEON = 4
 } folollm_isa;
 
-/* How a device multiplies bf16 weights with the floats of a forward pass. Other types of weights are not touched: packed
- * ones are multiplied as integers, exactly. With SPLIT and BF16 logits are no longer the bits of the CPU; on one kind of
- * device they are still the same for any batch, chunk, prefix hit and so on, in every engine with the same floats. */
+/* How a device multiplies floats of a forward pass with bf16 weights, and with keys and values of f16 or bf16 where
+ * head_dim is 64 or 128. Other types are not touched: packed weights are multiplied as integers, exactly. With SPLIT
+ * and BF16 logits are no longer the bits of the CPU; on one kind of device they are still the same for any batch, chunk,
+ * prefix hit and so on, in every engine with the same floats. */
 typedef enum folollm_floats {
     FOLOLLM_FLOATS_EXACT = 0, /* default: the same bits as the CPU */
-    FOLOLLM_FLOATS_SPLIT = 1, /* on tensor cores, each float as the sum of two bf16, 16 bits of its 24: fast for many
-                                 rows. Compute capability 8.0 and up, as BF16; FOLOLLM_E_UNSUPPORTED else */
-    FOLOLLM_FLOATS_BF16 = 2   /* on tensor cores, each float rounded to bf16, as other engines do: half the work */
+    FOLOLLM_FLOATS_SPLIT = 1, /* on tensor cores, each float as the sum of two bf16 (or f16), 16 bits of its 24: fast
+                                 for many rows. Compute capability 8.0 and up, as BF16; FOLOLLM_E_UNSUPPORTED else */
+    FOLOLLM_FLOATS_BF16 = 2   /* on tensor cores, each float rounded to one, as other engines do: half the work */
 } folollm_floats;
 
 typedef struct folollm_merge {
@@ -242,7 +243,7 @@ typedef struct folollm_options {
                                   For folollm_share 0 or what the first engine has */
     folollm_floats device_floats; /* only with a device */
     void *device_stream;       /* only with a device: a cudaStream_t of it, in which the engine's steps run; it must
-                                  outlive the engine, and no graph may be captured in it during a call. NULL: a stream of
+                                  outlive the engine, and no graph may be captured in it during a call. NULL: one of
                                   the engine's own, of the lowest priority */
 } folollm_options;
 

@@ -464,7 +464,9 @@ static void set_option(settings *s, const option *o, const char *text)
     case KIND_COUNTS: parse_counts(s->command, o, text, (counts *)(void *)field); break;
     case KIND_STOP: add_stop(s->command, text, (stop_list *)(void *)field); break;
     case KIND_MERGE: add_merge(s->command, text, (merge_list *)(void *)field); break;
-    case KIND_FLOATS: s->engine.device_floats = (folollm_floats)parse_word(s->command, o, text, floats_names, 3); break;
+    case KIND_FLOATS:
+        s->engine.device_floats = (folollm_floats)parse_word(s->command, o, text, floats_names, 3);
+        break;
     case KIND_KV: s->engine.kv = (folollm_kv_type)parse_word(s->command, o, text, kv_names, 5); break;
     case KIND_ISA: s->engine.isa = (folollm_isa)parse_word(s->command, o, text, isa_names, 5); break;
     case KIND_DEVICE: *(uint32_t *)(void *)field = parse_device(s->command, o, text); break;

@@ -417,7 +417,8 @@ static void test_products(void) {
 }
 
 /* a (16, 16), b (16, 8) and c (16, 8), in order of rows, as the instruction set says which lane has what. */
-__global__ static void multiply_bf16(const unsigned short *a, const unsigned short *b, float *c) {
+template <bool BF16>
+__global__ static void multiply_halves(const unsigned short *a, const unsigned short *b, float *c) {
     unsigned group = threadIdx.x / 4, in_group = threadIdx.x % 4;
     uint32_t of_a[4], of_b[2];
     float sums[4];
@@ -430,13 +431,13 @@ __global__ static void multiply_bf16(const unsigned short *a, const unsigned sho
         const unsigned short *pair = b + (in_group * 2 + i * 8) * 8 + group;
         of_b[i] = pair[0] | (uint32_t)pair[8] << 16;
     }
-    fl_mma_bf16(sums, of_a[0], of_a[1], of_a[2], of_a[3], of_b[0], of_b[1]);
+    fl_mma_halves<BF16>(sums, of_a, of_b[0], of_b[1]);
     for (unsigned i = 0; i < 4; i++) {
         c[(group + i / 2 * 8) * 8 + in_group * 2 + i % 2] = sums[i];
     }
 }
 
-static void test_bf16_products(void) {
+template <bool BF16> static void check_halves(void) {
     Array<unsigned short> a(256), b(128);
     Array<float> c(128);
     std::vector<unsigned short> host_a(256), host_b(128);
@@ -444,6 +445,9 @@ static void test_bf16_products(void) {
     auto bits = [](int i) { /* of a small number, exact */
         float f = (float)i;
         uint32_t u;
+        if (!BF16) {
+            return __half_as_ushort(__float2half_rn(f));
+        }
         memcpy(&u, &f, sizeof u);
         return (unsigned short)(u >> 16);
     };
@@ -463,7 +467,7 @@ static void test_bf16_products(void) {
             expected[i] += (float)((i / 8 * 16 + k) * 37 % 101 - 50) * (float)(of_b * 53 % 97 - 48);
         }
     }
-    OK(launch(nullptr, 1, 32, 0, multiply_bf16, (const unsigned short *)a.p, (const unsigned short *)b.p, c.p));
+    OK(launch(nullptr, 1, 32, 0, multiply_halves<BF16>, (const unsigned short *)a.p, (const unsigned short *)b.p, c.p));
     CHECK(c.read() == expected);
 }
 
@@ -474,16 +478,20 @@ __global__ static void load_tiles(uint32_t *out) {
     __syncwarp();
     fl_load_tiles(out + 4 * i, &rows[i * 5 % 32].x);
     fl_load_tiles(out + 128 + 4 * i, &rows[31 - i].x);
+    fl_load_turned(out + 256 + 4 * i, &rows[i * 5 % 32].x);
 }
 
 static void test_tiles(void) {
-    Array<uint32_t> out(256);
+    Array<uint32_t> out(384);
     OK(launch(nullptr, 1, 32, 0, load_tiles, out.p));
     std::vector<uint32_t> got = out.read();
     unsigned wrong = 0;
     for (unsigned i = 0; i < 128; i++) { /* lane l has the l-th pair of a tile's 16-bit elements */
         unsigned lane = i / 4, row = i % 4 * 8 + lane / 4;
         wrong += got[i] != row * 5 % 32 * 4 + lane % 4 || got[128 + i] != (31 - row) * 4 + lane % 4;
+        unsigned column = lane / 4, turned = i % 4 * 8 + lane % 4 * 2; /* each is below 2^16, so every odd one is 0 */
+        uint32_t two[2] = {turned * 5 % 32 * 4 + column / 2, (turned + 1) * 5 % 32 * 4 + column / 2};
+        wrong += got[256 + i] != (column % 2 != 0 ? 0 : two[0] | two[1] << 16);
     }
     CHECK(wrong == 0);
 }
@@ -1445,7 +1453,8 @@ int main(void) {
     test_dynamic_shared();
     test_atomics();
     test_products();
-    test_bf16_products();
+    check_halves<false>();
+    check_halves<true>();
     test_tiles();
     test_shared_copies();
     if (!TSAN) {

@@ -271,6 +271,12 @@ FL_LOCAL float *fl_cuda_angles(const fl_cuda_backend *b) {
 
 /* ---- Batches -- */
 
+/* Is attention done on tensor cores? */
+static bool fl_cuda_flashes(const fl_cuda_options *o) {
+    bool halves = o->kv == FOLOLLM_KV_F16 || o->kv == FOLOLLM_KV_BF16;
+    return o->n_pieces > 0 && halves && (o->limits.head_dim == 64 || o->limits.head_dim == 128);
+}
+
 /* The smallest power of two that is not below n, and its logarithm. */
 static size_t fl_log2_above(size_t n) {
     size_t log2 = 0;
@@ -659,7 +665,8 @@ static void fl_cuda_attend(fl_backend *backend, const fl_attention *a, const fl_
     const fl_cuda_shape *s = &b->shape;
     size_t qkv_dim = (a->n_heads + 2 * a->n_kv_heads) * a->head_dim;
     fl_device_attend attend = {.kv = fl_cuda_kv(kv, layer), .counts = s->counts, .most_tiles = (uint32_t)s->tiles,
-                               .most_rows = (uint32_t)s->rows, .queries = s->queries, .n_heads = (uint32_t)a->n_heads,
+                               .most_rows = (uint32_t)s->rows, .queries = s->queries,
+                               .n_pieces = fl_cuda_flashes(&b->o) ? b->o.n_pieces : 0, .n_heads = (uint32_t)a->n_heads,
                                .kv_head = (uint32_t)kv_head, .n_kv_heads = (uint32_t)n, .n_splits = s->n_splits,
                                .split_tokens = FL_SPLIT_TOKENS, .window = a->window, .scale = a->scale,
                                .tiles = s->tile, .pages = s->pages, .positions = s->positions, .qkv = qkv,
@@ -710,12 +717,14 @@ FL_LOCAL folollm_status fl_cuda_start(fl_cuda_backend *b, fl_cuda *cuda, folollm
     b->staging = staging;
     if (b->o.n_pieces > 0 && !cuda->info.multiplies_bf16) {
         return fl_fail(error, FOLOLLM_E_UNSUPPORTED,
-                       "options.device_floats: CUDA device %u, %s, has no tensor cores for bf16 (compute capability 8.0)",
-                       (uint64_t)cuda->ordinal, cuda->info.name);
+                       "options.device_floats: CUDA device %u, %s, has no tensor cores for bf16, which come with compute "
+                       "capability 8.0", (uint64_t)cuda->ordinal, cuda->info.name);
     }
     size_t head_dim = b->o.limits.head_dim, room = (size_t)cuda->info.shared_bytes;
-    b->most_queries = FL_DEVICE_QUERIES;
-    while (b->most_queries > 0 && cuda->api->attend_bytes(b->most_queries, (uint32_t)head_dim) > room) {
+    bool flashes = fl_cuda_flashes(&b->o); /* with less memory than any device has that can */
+    b->most_queries = flashes ? FL_DEVICE_FLASH_QUERIES : FL_DEVICE_QUERIES;
+    while (!flashes && b->most_queries > 0 &&
+           cuda->api->attend_bytes(b->most_queries, (uint32_t)head_dim) > room) {
         b->most_queries /= 2;
     }
     if (b->most_queries == 0 || head_dim > FL_DEVICE_HEAD_DIM) {

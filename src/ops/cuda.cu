@@ -1,6 +1,6 @@
 /* The CUDA side of folollm: what device.h promises, over the CUDA runtime. State lies in the fl_device alone; whatever
  * device the host had made current is current again when a call returns. */
-#include "ops/cuda_attention.cuh"
+#include "ops/cuda_flash.cuh"
 #include "ops/cuda_sampling.cuh"
 #include "ops/cuda_tensor.cuh"
 
@@ -137,7 +137,7 @@ extern "C" const fl_device_api *folollm_kernels(void) {
     static const fl_device_api api = {
         FOLOLLM_SOURCE_HASH, sizeof(fl_device), fl_error_text, fl_count, fl_open, fl_close, fl_about, fl_attend_bytes,
         fl_alloc, fl_release, fl_alloc_host, fl_release_host, fl_upload, fl_download, fl_copy, fl_wait,
-        fl_pack, fl_embed, fl_rows, fl_multiply, fl_combine, fl_adapt, fl_rope_store, fl_attend, fl_choose,
+        fl_pack, fl_embed, fl_rows, fl_multiply, fl_combine, fl_adapt, fl_rope_store, fl_attend_either, fl_choose,
         fl_record, fl_recorded, fl_replay,
     };
     return &api;

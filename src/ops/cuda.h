@@ -20,8 +20,8 @@ typedef struct fl_cuda { /* an open device */
     bool lost;  /* nothing works on this device any more */
 } fl_cuda;
 
-/* stream: of the host, or NULL. FOLOLLM_E_UNSUPPORTED: built without FOLOLLM_CUDA, or of two versions. FOLOLLM_E_DEVICE: there is no such device, or
- * it fails. */
+/* stream: of the host, or NULL. FOLOLLM_E_UNSUPPORTED: built without FOLOLLM_CUDA, or of two versions.
+ * FOLOLLM_E_DEVICE: there is no such device, or it fails. */
 FL_LOCAL folollm_status fl_cuda_open(fl_memory *m, fl_cuda *c, uint32_t ordinal, void *stream, folollm_error *error);
 FL_LOCAL void fl_cuda_close(fl_memory *m, fl_cuda *c);
 
@@ -63,7 +63,8 @@ typedef struct fl_cuda_options {
     fl_limits limits;
     size_t vocab, context, n_heads;
     size_t n_wanted; /* rows of logits of a batch, at most */
-    uint32_t n_pieces; /* of rows that meet bf16 weights; 0: they stay floats, and give the bits of the CPU */
+    uint32_t n_pieces; /* of floats that meet bf16 weights, or keys and values; 0: they give the bits of the CPU */
+    folollm_kv_type kv;
 } fl_cuda_options;
 
 /* What a batch is on the device: the same offsets from both ends of the copy. */

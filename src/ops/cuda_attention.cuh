@@ -454,17 +454,18 @@ int fl_attend_of(fl_device *d, const fl_device_attend *a) {
                              : fl_attend_launch<KV, FL_DEVICE_QUERIES>(d, a);
 }
 
+int fl_merge_parts(fl_device *d, const fl_device_attend *a) {
+    uint32_t heads = a->n_heads / a->kv.n_kv_heads * a->n_kv_heads;
+    return fl_launch(d, fl_merge_kernel, dim3(a->most_rows, heads, 1), fl_attend_threads(a->kv.head_dim), 0, *a);
+}
+
 int fl_attend(fl_device *d, const fl_device_attend *a) {
     int error = a->kv.type == FL_DEVICE_KV_F16    ? fl_attend_of<FL_DEVICE_KV_F16>(d, a)
                 : a->kv.type == FL_DEVICE_KV_F32  ? fl_attend_of<FL_DEVICE_KV_F32>(d, a)
                 : a->kv.type == FL_DEVICE_KV_BF16 ? fl_attend_of<FL_DEVICE_KV_BF16>(d, a)
                 : a->kv.type == FL_DEVICE_KV_Q8   ? fl_attend_of<FL_DEVICE_KV_Q8>(d, a)
                                                   : fl_attend_of<FL_DEVICE_KV_Q4>(d, a);
-    if (error == 0 && a->n_splits > 1) {
-        uint32_t heads = a->n_heads / a->kv.n_kv_heads * a->n_kv_heads;
-        error = fl_launch(d, fl_merge_kernel, dim3(a->most_rows, heads, 1), fl_attend_threads(a->kv.head_dim), 0, *a);
-    }
-    return error;
+    return error == 0 && a->n_splits > 1 ? fl_merge_parts(d, a) : error;
 }
 
 } /* namespace */

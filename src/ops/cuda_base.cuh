@@ -110,10 +110,16 @@ __device__ __forceinline__ unsigned short fl_to_bf16(float f) {
     return (unsigned short)((u & 0x7FFFFFFFu) > 0x7F800000u ? (u >> 16 | 0x40u) : (u + 0x7FFFu + (u >> 16 & 1u)) >> 16);
 }
 
-/* x as the sum of two bf16: the nearest, and of what is left the nearest. */
+template <bool BF16>
+__device__ __forceinline__ unsigned short fl_to_half(float x) { /* bf16 or f16 */
+    return BF16 ? fl_to_bf16(x) : __half_as_ushort(__float2half_rn(x));
+}
+
+/* x as the sum of two of them: the nearest, and of what is left the nearest. */
+template <bool BF16>
 __device__ __forceinline__ void fl_split(float x, unsigned short pieces[2]) {
-    pieces[0] = fl_to_bf16(x);
-    pieces[1] = fl_to_bf16(__fsub_rn(x, fl_bf16(pieces[0])));
+    pieces[0] = fl_to_half<BF16>(x);
+    pieces[1] = fl_to_half<BF16>(__fsub_rn(x, BF16 ? fl_bf16(pieces[0]) : fl_f16(pieces[0])));
 }
 
 __device__ __forceinline__ float fl_exp(float x) {
@@ -210,16 +216,23 @@ __device__ __forceinline__ void fl_mma(int sums[4], const uint32_t a[QUADS / 2],
 #endif
 }
 
-/* sums (16, 8) += a (16, 16) b (16, 8) of bf16, a warp together; from compute capability 8.0 on. With g = lane / 4 and
- * t = lane % 4, a lane holds two pairs of columns of a, low and high: of row g, of g + 8, the same of the higher pair;
- * of b the pairs of column g; of the sums columns 2t and 2t + 1 of row g, then of g + 8. */
-__device__ __forceinline__ void fl_mma_bf16(float sums[4], uint32_t a_low, uint32_t a_low_8, uint32_t a_high,
-                                            uint32_t a_high_8, uint32_t b_low, uint32_t b_high) {
+/* sums (16, 8) += a (16, 16) b (16, 8) of bf16 or f16, a warp together; from compute capability 8.0 on. With
+ * g = lane / 4 and t = lane % 4, a lane holds columns 2t and 2t + 1 of a, of row g and then of g + 8, and the same of
+ * columns 2t + 8 and 2t + 9; of b these rows of column g; of the sums columns 2t and 2t + 1 of row g, then of g + 8. */
+template <bool BF16>
+__device__ __forceinline__ void fl_mma_halves(float sums[4], const uint32_t a[4], uint32_t b_low, uint32_t b_high) {
 #if __CUDA_ARCH__ >= 800
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                 "{%0, %1, %2, %3};"
-                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-                 : "r"(a_low), "r"(a_low_8), "r"(a_high), "r"(a_high_8), "r"(b_low), "r"(b_high));
+    if (BF16) {
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+                     "{%8, %9}, {%0, %1, %2, %3};"
+                     : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b_low), "r"(b_high));
+    } else {
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+                     "{%8, %9}, {%0, %1, %2, %3};"
+                     : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b_low), "r"(b_high));
+    }
 #endif
 }
 
@@ -228,6 +241,15 @@ __device__ __forceinline__ void fl_mma_bf16(float sums[4], uint32_t a_low, uint3
 __device__ __forceinline__ void fl_load_tiles(uint32_t quads[4], const uint32_t *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(quads[0]), "=r"(quads[1]), "=r"(quads[2]), "=r"(quads[3])
+                 : "r"((uint32_t)__cvta_generic_to_shared(row))
+                 : "memory");
+}
+
+/* The same of tiles of eight rows of eight halves, turned: of each tile a lane takes column lane / 4 of rows
+ * 2 * (lane % 4) and the next. */
+__device__ __forceinline__ void fl_load_turned(uint32_t pairs[4], const uint32_t *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
                  : "r"((uint32_t)__cvta_generic_to_shared(row))
                  : "memory");
 }

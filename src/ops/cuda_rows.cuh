@@ -46,7 +46,7 @@ __device__ __forceinline__ void fl_pieces_row(const fl_device_rows &a, const flo
     uint32_t n = fl_chunks(a.n_cols) * FL_DEVICE_CHUNK;
     for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) {
         unsigned short pieces[2];
-        fl_split(i < a.n_cols ? x[i] : 0.0f, pieces);
+        fl_split<true>(i < a.n_cols ? x[i] : 0.0f, pieces);
         size_t at = (size_t)row * n + fl_chunk_place(i);
         a.pieces.piece[0][at] = pieces[0];
         if (a.n_pieces == 2) {

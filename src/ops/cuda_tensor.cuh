@@ -1,11 +1,11 @@
 /* Products of bf16 weights with rows on tensor cores, which round otherwise than the CPU: a number of a row is the sum
  * of two bf16 (16 bits, nearly a float), or one, its nearest.
  *
- * A sum runs over segments of 256 columns: within one, a chain of products of sixteen columns, of the nearest numbers and
- * then of the rests; then the segments are added, in order. Every kernel here does it so, and an output sees nothing of
- * its neighbours: so no bit depends on how many rows there are. Which columns are the sixteen does not matter, if both
- * sides agree; they are two pairs of each of four lanes of a chunk (cuda_weights.cuh), because a thread then takes all
- * that it needs for two products with one load of sixteen bytes.
+ * A sum runs over segments of 256 columns: within one, a chain of products of sixteen columns, of the nearest numbers
+ * and then of the rests; then the segments are added, in order. Every kernel here does it so, and an output sees
+ * nothing of its neighbours: so no bit depends on how many rows there are. Which columns are the sixteen does not
+ * matter, if both sides agree; they are two pairs of each of four lanes of a chunk (cuda_weights.cuh), because a thread
+ * then takes all that it needs for two products with one load of sixteen bytes.
  *
  * Up to FL_FEW_ROWS_MAX rows, warps have segments of sixteen rows of W, and what they give is added up in shared
  * memory: the speed is that of memory, and this keeps most of W on its way. More rows: a block has a tile of 64 or 128
@@ -43,13 +43,14 @@ struct fl_right {
 
 template <int PIECES>
 __device__ __forceinline__ void fl_tensor_step(float sums[4], const fl_left &w, const fl_right<PIECES> &x) {
+    uint32_t first[4] = {w.low.x, w.high.x, w.low.y, w.high.y}, second[4] = {w.low.z, w.high.z, w.low.w, w.high.w};
 #pragma unroll
     for (int p = 0; p < PIECES; p++) {
-        fl_mma_bf16(sums, w.low.x, w.high.x, w.low.y, w.high.y, x.piece[p].x, x.piece[p].y);
+        fl_mma_halves<true>(sums, first, x.piece[p].x, x.piece[p].y);
     }
 #pragma unroll
     for (int p = 0; p < PIECES; p++) {
-        fl_mma_bf16(sums, w.low.z, w.high.z, w.low.w, w.high.w, x.piece[p].z, x.piece[p].w);
+        fl_mma_halves<true>(sums, second, x.piece[p].z, x.piece[p].w);
     }
 }
 
@@ -76,7 +77,7 @@ __device__ __forceinline__ void fl_segment_split(const fl_device_product &a, uin
     for (uint32_t i = threadIdx.x % FL_WARP; i < n * FL_SEGMENT_CHUNKS * FL_DEVICE_CHUNK; i += FL_WARP) {
         uint32_t row = i / (FL_SEGMENT_CHUNKS * FL_DEVICE_CHUNK), at = i % (FL_SEGMENT_CHUNKS * FL_DEVICE_CHUNK);
         unsigned short pieces[2];
-        fl_split(begin + at < a.n_cols ? a.x[row * a.x_stride + begin + at] : 0.0f, pieces);
+        fl_split<true>(begin + at < a.n_cols ? a.x[row * a.x_stride + begin + at] : 0.0f, pieces);
 #pragma unroll
         for (int p = 0; p < PIECES; p++) {
             to.numbers[p][row][fl_chunk_place(at)] = pieces[p];
@@ -277,7 +278,8 @@ __device__ __forceinline__ void fl_many_put(const fl_device_product &a, const fl
     for (int i = 0; i < M / MATRICES * 16; i++) {
         int m = i / 16 * MATRICES;
         uint32_t sixteen = (p.block * 2 * M + warp % 2 * M + m) / MATRICES;
-        uint32_t out = sixteen * FL_M + g + i % 4 / 2 * 8, row = first + warp / 2 * 32 + i / 4 % 4 * FL_N + 2 * t + i % 2;
+        uint32_t out = sixteen * FL_M + g + i % 4 / 2 * 8;
+        uint32_t row = first + warp / 2 * 32 + i / 4 % 4 * FL_N + 2 * t + i % 2;
         if (row < n && out < a.parts[p.part].n_rows) {
             fl_put(a, p, row, out, totals[m][i / 4 % 4][i % 4], totals[m + MATRICES - 1][i / 4 % 4][i % 4]);
         }

@@ -3,7 +3,7 @@
  * folollm_kernels.cu has the kernels and speaks to the CUDA runtime.
  *
  * Every kernel adds in the order of the scalar kernels (kernels.inc), so a device gives the bits of the CPU; but for
- * products with pieces (cuda_tensor.cuh), which only give the same bits for any number of rows. Counts of
+ * those with pieces (cuda_tensor.cuh, cuda_flash.cuh), which only give the same bits for any number of rows. Counts of
  * rows lie on the device, where a step that was recorded once finds those of its turn; grids are made for `most`. */
 #ifndef FL_DEVICE_H
 #define FL_DEVICE_H
@@ -21,6 +21,7 @@
 #define FL_DEVICE_CHUNK 128   /* columns of a plain matrix that lie together: [lane of 16][8 steps] */
 #define FL_DEVICE_SPLIT_ROWS 4 /* that a product makes pieces of by itself, at most */
 #define FL_DEVICE_QUERIES 16  /* query rows of an attention tile, at most */
+#define FL_DEVICE_FLASH_QUERIES 64 /* the same on tensor cores */
 #define FL_DEVICE_HEAD_DIM 256 /* at most */
 
 enum { /* as fl_dtype numbers them */
@@ -130,8 +131,8 @@ typedef struct fl_device_product {
     const float *x; /* (rows, x_stride): plain types */
     size_t x_stride;
     fl_device_integers integers; /* packed types */
-    uint32_t n_pieces; /* bf16 weights: 0: multiplied as floats, exactly as the CPU; else on tensor cores with rows of so
-                          many pieces, which are x's if most is at most FL_DEVICE_SPLIT_ROWS, and else those here */
+    uint32_t n_pieces; /* bf16 weights: 0: multiplied as floats, exactly as the CPU; else on tensor cores, with so many
+                          pieces of a float: of x if most is at most FL_DEVICE_SPLIT_ROWS, and else those here */
     fl_device_pieces pieces;
     float *y;                    /* (rows, y_stride) */
     size_t y_stride;
@@ -197,6 +198,8 @@ typedef struct fl_device_attend {
     const fl_device_counts *counts;
     uint32_t most_tiles, most_rows;
     uint32_t queries; /* of a tile, at most; a power of two */
+    uint32_t n_pieces; /* 0: the bits of the CPU. Else on tensor cores, queries and weights as so many numbers: only for
+                          caches of f16 or bf16 and a head_dim of 64 or 128 */
     uint32_t n_heads, kv_head, n_kv_heads; /* the first of those that are computed, and how many */
     uint32_t n_splits; /* 1: one block of threads takes all keys of a tile; else each takes a split, and parts are
                           merged in order */

@@ -51,4 +51,27 @@ static inline __half __float2half(float f) {
     return __float2half_rn(f);
 }
 
+/* As fl_mma in cuda_runtime.h: mma.m16n8k16 of bf16 or f16, added up as doubles and rounded once. A device adds
+ * otherwise, but the same numbers. */
+template <bool BF16> static inline void fl_mma_halves(float sums[4], const uint32_t a[4], uint32_t b_low,
+                                                      uint32_t b_high) {
+    auto number = [](uint32_t bits) {
+        return (double)(BF16 ? __uint_as_float(bits << 16)
+                             : __half2float(__ushort_as_half((unsigned short)bits)));
+    };
+    shim_lane *lanes = shim_warp_product();
+    unsigned lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    lanes[lane] = {{a[0], a[1], a[2], a[3]}, {b_low, b_high}, nullptr};
+    __syncwarp();
+    for (unsigned i = 0; i < 4; i++) {
+        double sum = sums[i];
+        for (unsigned pair = 0; pair < 8; pair++) {
+            uint32_t of_a = lanes[4 * g + pair % 4].a[i / 2 + pair / 4 * 2];
+            uint32_t of_b = lanes[4 * (2 * t + i % 2) + pair % 4].b[pair / 4];
+            sum += number(of_a & 0xFFFFu) * number(of_b & 0xFFFFu) + number(of_a >> 16) * number(of_b >> 16);
+        }
+        sums[i] = (float)sum;
+    }
+}
+
 #endif

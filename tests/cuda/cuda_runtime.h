@@ -352,25 +352,6 @@ template <int QUADS> static inline void fl_mma(int sums[4], const uint32_t *a, c
     }
 }
 
-/* mma.m16n8k16 of bf16, added up as doubles and rounded once: a device adds otherwise, but of the same numbers. */
-static inline void fl_mma_bf16(float sums[4], uint32_t a_low, uint32_t a_low_8, uint32_t a_high, uint32_t a_high_8,
-                               uint32_t b_low, uint32_t b_high) {
-    shim_lane *lanes = shim_warp_product();
-    unsigned lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    lanes[lane] = {{a_low, a_low_8, a_high, a_high_8}, {b_low, b_high}, nullptr};
-    __syncwarp();
-    for (unsigned i = 0; i < 4; i++) {
-        double sum = sums[i];
-        for (unsigned pair = 0; pair < 8; pair++) {
-            uint32_t of_a = lanes[4 * g + pair % 4].a[i / 2 + pair / 4 * 2];
-            uint32_t of_b = lanes[4 * (2 * t + i % 2) + pair % 4].b[pair / 4];
-            sum += (double)__uint_as_float(of_a << 16) * (double)__uint_as_float(of_b << 16);
-            sum += (double)__uint_as_float(of_a & 0xFFFF0000u) * (double)__uint_as_float(of_b & 0xFFFF0000u);
-        }
-        sums[i] = (float)sum;
-    }
-}
-
 /* ldmatrix.m8n8.x4 */
 static inline void fl_load_tiles(uint32_t quads[4], const uint32_t *row) {
     shim_lane *lanes = shim_warp_lanes();
@@ -379,6 +360,20 @@ static inline void fl_load_tiles(uint32_t quads[4], const uint32_t *row) {
     __syncwarp();
     for (unsigned i = 0; i < 4; i++) {
         quads[i] = lanes[8 * i + lane / 4].row[lane % 4];
+    }
+}
+
+/* ldmatrix.m8n8.x4.trans */
+static inline void fl_load_turned(uint32_t pairs[4], const uint32_t *row) {
+    shim_lane *lanes = shim_warp_lanes();
+    unsigned lane = threadIdx.x % 32;
+    lanes[lane].row = row;
+    __syncwarp();
+    for (unsigned i = 0; i < 4; i++) {
+        uint32_t first = lanes[8 * i + lane % 4 * 2].row[lane / 8];
+        uint32_t second = lanes[8 * i + lane % 4 * 2 + 1].row[lane / 8];
+        unsigned shift = lane / 4 % 2 * 16;
+        pairs[i] = (first >> shift & 0xFFFFu) | second >> shift << 16;
     }
 }
 
