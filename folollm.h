@@ -539,7 +539,8 @@ FOLOLLM_API folollm_status folollm_decode_step(folollm *engine, const folollm_se
                                                size_t n, folollm_error *error);
 
 /* The logits after the last token: vocab floats, owned by the engine, valid until the sequence's next prefill,
- * step, truncate or close. FOLOLLM_E_STATE if there are none. */
+ * step, truncate or close. FOLOLLM_E_STATE if there are none. A device keeps them until they are asked for here, by
+ * a fork, a save, or a sample that cannot do without: then these too may fail with FOLOLLM_E_DEVICE. */
 FOLOLLM_API folollm_status folollm_logits(folollm *engine, folollm_seq seq, const float **logits,
                                           folollm_error *error);
 

@@ -175,7 +175,8 @@ static void layout_sides(const layer_case *c) {
         limits.packed = limits.packed || fl_is_packed(c->types[i]);
     }
     limits.ordered = c->ordered;
-    fl_cuda_options o = {limits, c->vocab, CONTEXT, c->n_heads, ROWS_MAX};
+    fl_cuda_options o = {.limits = limits, .vocab = c->vocab, .context = CONTEXT, .n_heads = c->n_heads,
+                         .n_wanted = ROWS_MAX};
     fl_cpu_layout(&cpu, &host_arena, &limits, 1);
     layout_side(&sides[0], &host_arena, &host_arena, c, &limits);
     fl_cuda_layout(&cuda, &device_arena, &o);

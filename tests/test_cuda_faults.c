@@ -61,10 +61,34 @@ typedef struct life {
         }                                                                                  \
     } while (0)
 
-static void keep_logits(folollm *f, folollm_seq seq, life *l, uint32_t vocab) {
+/* With the token that is sampled before they are asked for, and after it. */
+static folollm_status keep_logits(folollm *f, folollm_seq seq, life *l, uint32_t vocab) {
     const float *logits = NULL;
-    CHECK(folollm_logits(f, seq, &logits, NULL) == FOLOLLM_OK);
+    folollm_sampled before, after;
+    CHECK(folollm_sample(f, seq, &before, NULL, 0, &error) == FOLOLLM_OK);
+    folollm_status status = folollm_logits(f, seq, &logits, &error);
+    if (status != FOLOLLM_OK) {
+        return status;
+    }
+    CHECK(folollm_sample(f, seq, &after, NULL, 0, &error) == FOLOLLM_OK && after.token == before.token);
+    CHECK(memcmp(&before.chosen, &after.chosen, sizeof before.chosen) == 0);
     memcpy(l->logits + l->n_logits++ * vocab, logits, vocab * sizeof *logits);
+    return FOLOLLM_OK;
+}
+
+/* A step that fails leaves the logits before it, wherever they lie. */
+static folollm_status step_or_not(folollm *f, const folollm_seq seqs[2], const folollm_token next[2]) {
+    folollm_sampled before, after;
+    CHECK(folollm_sample(f, seqs[0], &before, NULL, 0, &error) == FOLOLLM_OK);
+    folollm_status status = folollm_decode_step(f, seqs, next, 2, &error);
+    folollm_error why = error;
+    const float *logits = NULL;
+    if (status != FOLOLLM_OK && folollm_logits(f, seqs[0], &logits, NULL) == FOLOLLM_OK) {
+        CHECK(folollm_sample(f, seqs[0], &after, NULL, 0, &error) == FOLOLLM_OK);
+        CHECK(memcmp(&before.chosen, &after.chosen, sizeof before.chosen) == 0);
+    }
+    error = why;
+    return status;
 }
 
 static void live_by_hand(folollm *f, uint32_t vocab, life *l) {
@@ -74,18 +98,19 @@ static void live_by_hand(folollm *f, uint32_t vocab, life *l) {
     size_t n = sizeof saved;
     CHECK(folollm_seq_open(f, NULL, &seqs[0], NULL) == FOLOLLM_OK);
     INSIST(folollm_prefill(f, seqs[0], ids, FIRST, NULL, &error));
-    CHECK(folollm_seq_fork(f, seqs[0], NULL, &seqs[1], NULL) == FOLOLLM_OK);
+    INSIST(folollm_seq_fork(f, seqs[0], NULL, &seqs[1], &error));
     for (size_t i = 0; i < STEPS; i++) {
         folollm_token next[2] = {ids[FIRST + i], ids[i]};
-        INSIST(folollm_decode_step(f, seqs, next, 2, &error));
-        keep_logits(f, seqs[0], l, vocab);
-        keep_logits(f, seqs[1], l, vocab);
+        INSIST(step_or_not(f, seqs, next));
+        INSIST(keep_logits(f, seqs[0], l, vocab));
+        INSIST(keep_logits(f, seqs[1], l, vocab));
+        INSIST(folollm_prefill(f, seqs[0], &ids[i], 1, NULL, &error)); /* its logits are away again */
     }
     INSIST((n = sizeof saved, folollm_seq_save(f, seqs[1], saved, &n, &error)));
     CHECK(folollm_seq_close(f, seqs[1], NULL) == FOLOLLM_OK);
     INSIST(folollm_seq_restore(f, saved, n, &back, &error));
     INSIST(folollm_decode_step(f, &back, ids, 1, &error));
-    keep_logits(f, back, l, vocab);
+    INSIST(keep_logits(f, back, l, vocab));
     CHECK(folollm_seq_close(f, back, NULL) == FOLOLLM_OK && folollm_seq_close(f, seqs[0], NULL) == FOLOLLM_OK);
 }
 
@@ -308,12 +333,15 @@ static void test_steps(void) {
     }
     shim_clear_counts();
     for (int i = 0; i < 70; i++) { /* past the first split of attention, and so to other recorded steps */
+        folollm_sampled sampled;
         CHECK(folollm_decode_step(f, seqs, ids, 1 + i % 2, &error) == FOLOLLM_OK);
+        CHECK(folollm_sample(f, seqs[i % 2], &sampled, NULL, 0, &error) == FOLOLLM_OK);
     }
     shim_counts c = shim_get_counts();
     CHECK(c.kernels == 0 && c.graph_launches == 70 && c.graph_kernels > 70 * 10);
     CHECK(c.allocations == 0 && c.host_allocations == 0 && c.calls[SHIM_cudaGraphInstantiate] == 0);
     CHECK(c.copies_in == 2 * 70 && c.copies_out == 70 && c.synchronisations == 70);
+    CHECK(c.bytes_out == 105 * sizeof(fl_device_chosen) && c.copies_on == 105); /* the logits stay there */
     check_answer_steps(f);
     folollm_free(f);
     CHECK(nothing_is_left());

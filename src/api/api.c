@@ -366,6 +366,7 @@ FOLOLLM_API folollm_status folollm_seq_fork(folollm *f, folollm_seq seq, const f
     if (sampling != NULL) {
         FL_TRY(fl_read_sampling(f, sampling, &checked, error));
     }
+    FL_TRY(fl_executor_bring(&f->executor, from, error));
     FL_TRY(fl_take_slot(f, &to, out, error));
     fl_sequence_fork(to, from, &f->pages, f->checkpoint->weights.config.vocab);
     if (sampling != NULL) {
@@ -414,8 +415,9 @@ FOLOLLM_API folollm_status folollm_seq_tokens(folollm *f, folollm_seq seq, folol
     return FOLOLLM_OK;
 }
 
-static folollm_status fl_save(folollm *f, const fl_sequence *s, fl_snapshot_write_hook *write, void *user,
+static folollm_status fl_save(folollm *f, fl_sequence *s, fl_snapshot_write_hook *write, void *user,
                               folollm_error *error) {
+    FL_TRY(fl_executor_bring(&f->executor, s, error));
     if (!fl_snapshot_write(s, &f->worker, &f->pages, &f->checkpoint->generation, write, user)) {
         FL_TRY(fl_worker_status(&f->worker, error));
         return fl_fail(error, FOLOLLM_E_IO, "the host's write failed: the snapshot is not whole");
@@ -573,6 +575,7 @@ FOLOLLM_API folollm_status folollm_logits(folollm *f, folollm_seq seq, const flo
     if (logits == NULL) {
         return fl_fail(error, FOLOLLM_E_ARGUMENT, "logits: a place for the pointer is needed");
     }
+    FL_TRY(fl_executor_bring(&f->executor, s, error));
     *logits = s->logits;
     return FOLOLLM_OK;
 }
@@ -587,7 +590,11 @@ FOLOLLM_API folollm_status folollm_sample(folollm *f, folollm_seq seq, folollm_s
                        (uint64_t)vocab);
     }
     fl_stream after;
-    if (!fl_sequence_choose(s, &f->chooser, NULL, s->logits, &after, out, top, n_top)) {
+    if (n_top > 0) {
+        FL_TRY(fl_executor_bring(&f->executor, s, error));
+    }
+    const fl_device_chosen *made = s->logits_away ? &s->chosen : NULL;
+    if (!fl_sequence_choose(s, &f->chooser, made, s->logits, &after, out, top, n_top)) {
         return fl_fail(error, FOLOLLM_E_STATE, "sequence %u: biases and min_tokens ban every token", (uint64_t)seq);
     }
     return FOLOLLM_OK;

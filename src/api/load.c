@@ -120,6 +120,7 @@ static folollm_status fl_settle_options(folollm *f, const folollm_options *o, fo
     f->max_running = f->max_running < s->n_rows ? f->max_running : s->n_rows;
     s->n_wanted = f->max_running > FL_WANTED_DEVICE ? f->max_running : FL_WANTED_DEVICE;
     s->n_wanted = o->device != 0 && s->n_wanted < s->n_rows ? s->n_wanted : s->n_rows;
+    s->n_kept = o->device != 0 ? 2 * f->max_seqs : 0;
     f->max_adapters = o->max_adapters != 0 ? o->max_adapters : FL_ADAPTERS_DEFAULT;
     f->driver.no_prefix_cache = o->no_prefix_cache != 0;
     return FOLOLLM_OK;

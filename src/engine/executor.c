@@ -13,6 +13,8 @@ FL_LOCAL void fl_executor_layout(fl_executor *e, fl_arena *arena, uint32_t max_r
     e->chosen = fl_take(arena, max_rows, sizeof *e->chosen);
     e->stepped = fl_take(arena, max_seqs, sizeof *e->stepped);
     e->origins = fl_take(arena, max_seqs, sizeof *e->origins);
+    e->made = fl_take(arena, max_seqs, sizeof *e->made);
+    e->away = fl_take(arena, max_seqs, sizeof *e->away);
 }
 
 static uint32_t fl_vocab_rows(const fl_executor *e) {
@@ -113,6 +115,57 @@ static folollm_status fl_run_batch(fl_executor *e, float *logits, fl_sequence *c
     return fl_worker_status(e->worker, error);
 }
 
+/* Where the backend keeps the logits of a sequence, and where it puts those of a step that is not committed yet. */
+static size_t fl_away_place(const fl_executor *e, const fl_sequence *s, bool next) {
+    return 2 * (size_t)(s - e->sequences->slots) + (s->away ^ next);
+}
+
+/* What the last batch gave for sequence i of the step, in row `row` of its logits (host), stays with the worker if that
+ * chose from it. A number that is none is FOLOLLM_E_NUMERIC. */
+static folollm_status fl_take_logits(fl_executor *e, size_t i, size_t row, const float *logits, uint32_t position,
+                                     folollm_error *error) {
+    const fl_device_chosen *chosen = fl_executor_chosen(e, row);
+    e->away[i] = chosen != NULL;
+    if (chosen != NULL) {
+        e->made[i] = *chosen;
+        fl_worker_keep(e->worker, row, fl_away_place(e, e->stepped[i], true));
+    }
+    if (chosen != NULL ? chosen->broken != 0 : !fl_executor_is_finite(e, logits)) {
+        return fl_fail(error, FOLOLLM_E_NUMERIC,
+                       "the logits of sequence %u at position %u are not finite: are the weights damaged?",
+                       (uint64_t)e->stepped[i]->handle, (uint64_t)position);
+    }
+    return fl_worker_status(e->worker, error);
+}
+
+static void fl_commit_logits(fl_executor *e, size_t i, const float *logits) {
+    fl_sequence *s = e->stepped[i];
+    s->has_logits = true;
+    s->logits_away = e->away[i];
+    if (s->logits_away) {
+        s->away ^= 1;
+        s->chosen = e->made[i];
+    } else {
+        memcpy(s->logits, logits, fl_vocab_rows(e) * sizeof *s->logits);
+    }
+}
+
+FL_LOCAL folollm_status fl_executor_bring(fl_executor *e, fl_sequence *s, folollm_error *error) {
+    if (!s->has_logits || !s->logits_away) {
+        return FOLOLLM_OK;
+    }
+    fl_worker_kept(e->worker, fl_away_place(e, s, false), s->logits);
+    FL_TRY(fl_worker_status(e->worker, error));
+    s->logits_away = false;
+    return FOLOLLM_OK;
+}
+
+/* The row added last, with which the sequence has n_tokens, n_prompt of them its prompt, is one to be chosen from. */
+static void fl_ask_for(fl_executor *e, const fl_sequence *s, uint32_t n_tokens, uint32_t n_prompt) {
+    fl_history then = {NULL, NULL, n_tokens, n_prompt};
+    fl_executor_ask(e, &s->sampling, &then);
+}
+
 /* Tokens [at, at + n) of those that follow the sequence's own. Logits of all, of the last, or none. */
 static folollm_status fl_prefill_chunk(fl_executor *e, fl_sequence *s, const folollm_token *tokens, size_t at,
                                        size_t n, bool last, float *all_logits, folollm_error *error) {
@@ -121,13 +174,13 @@ static folollm_status fl_prefill_chunk(fl_executor *e, fl_sequence *s, const fol
     float *logits = all_logits != NULL ? fl_executor_row(e, all_logits, at) : e->logits;
     fl_executor_clear(e);
     fl_executor_add(e, s, position, tokens + at, n, n_wanted);
+    if (last && all_logits == NULL) {
+        fl_ask_for(e, s, position + (uint32_t)n, position + (uint32_t)n);
+    }
     FL_TRY(fl_run_batch(e, logits, &s, 1, error));
     for (size_t i = 0; i < n_wanted; i++) {
-        if (!fl_executor_is_finite(e, fl_executor_row(e, logits, i))) {
-            return fl_fail(error, FOLOLLM_E_NUMERIC,
-                           "the logits at position %u are not finite: are the weights damaged?",
-                           (uint64_t)position + n - n_wanted + i);
-        }
+        uint32_t of = position + (uint32_t)(n - n_wanted + i);
+        FL_TRY(fl_take_logits(e, 0, i, fl_executor_row(e, logits, i), of, error));
     }
     return FOLOLLM_OK;
 }
@@ -144,6 +197,7 @@ FL_LOCAL folollm_status fl_executor_prefill(fl_executor *e, fl_sequence *s, cons
     }
     uint32_t origin = fl_sequence_reserve(s, e->pages, n_tokens);
     fl_executor_copy_page(e, s, origin);
+    e->stepped[0] = s;
     folollm_status status = FOLOLLM_OK;
     size_t most = all_logits != NULL ? e->max_wanted : e->max_rows;
     for (size_t at = 0; at < n_tokens && status == FOLOLLM_OK; at += most) {
@@ -157,9 +211,7 @@ FL_LOCAL folollm_status fl_executor_prefill(fl_executor *e, fl_sequence *s, cons
     }
     s->n_tokens += (uint32_t)n_tokens;
     s->n_prompt = s->n_tokens;
-    s->has_logits = true;
-    memcpy(s->logits, all_logits != NULL ? fl_executor_row(e, all_logits, n_tokens - 1) : e->logits,
-           fl_vocab_rows(e) * sizeof *s->logits);
+    fl_commit_logits(e, 0, all_logits != NULL ? fl_executor_row(e, all_logits, n_tokens - 1) : e->logits);
     fl_sequence_replay(s, e->pages, e->tokenizer);
     e->stats.prompt_tokens += n_tokens;
     return FOLOLLM_OK;
@@ -229,46 +281,43 @@ static folollm_status fl_decode_reserve(fl_executor *e, size_t n, folollm_error 
     return FOLOLLM_OK;
 }
 
-static folollm_status fl_decode_rows(fl_executor *e, const folollm_seq *seqs, const folollm_token *tokens, size_t n,
-                                     folollm_error *error) {
+static folollm_status fl_decode_rows(fl_executor *e, const folollm_token *tokens, size_t n, folollm_error *error) {
     for (size_t at = 0; at < n; at += e->max_wanted) {
         size_t rows = fl_min(n - at, e->max_wanted);
         fl_executor_clear(e);
         for (size_t i = at; i < at + rows; i++) {
-            fl_executor_add(e, e->stepped[i], e->stepped[i]->n_tokens, &tokens[i], 1, 1);
+            const fl_sequence *s = e->stepped[i];
+            fl_executor_add(e, s, s->n_tokens, &tokens[i], 1, 1);
+            fl_ask_for(e, s, s->n_tokens + 1, s->n_prompt);
         }
         FL_TRY(fl_run_batch(e, fl_executor_row(e, e->logits, at), e->stepped, n, error));
-    }
-    for (size_t i = 0; i < n; i++) {
-        if (!fl_executor_is_finite(e, fl_executor_row(e, e->logits, i))) {
-            return fl_fail(error, FOLOLLM_E_NUMERIC,
-                           "the logits of sequence %u at position %u are not finite: are the weights damaged?",
-                           (uint64_t)seqs[i], (uint64_t)e->stepped[i]->n_tokens);
+        for (size_t i = at; i < at + rows; i++) {
+            FL_TRY(fl_take_logits(e, i, i - at, fl_executor_row(e, e->logits, i), e->stepped[i]->n_tokens, error));
         }
     }
     return FOLOLLM_OK;
 }
 
-static void fl_decode_commit(fl_executor *e, fl_sequence *s, folollm_token token, const float *logits) {
+static void fl_decode_commit(fl_executor *e, size_t i, folollm_token token) {
+    fl_sequence *s = e->stepped[i];
     size_t ignored;
     bool look = s->n_tokens - s->n_prompt + 1 >= s->sampling.s.min_tokens;
     fl_stream_feed(&s->stream, e->tokenizer, &s->sampling, token, look, s->text, &ignored);
     s->n_tokens++;
-    s->has_logits = true;
-    memcpy(s->logits, logits, fl_vocab_rows(e) * sizeof *logits);
+    fl_commit_logits(e, i, fl_executor_row(e, e->logits, i));
 }
 
 FL_LOCAL folollm_status fl_executor_decode(fl_executor *e, const folollm_seq *seqs, const folollm_token *tokens,
                                            size_t n, folollm_error *error) {
     FL_TRY(fl_decode_check(e, seqs, n, error));
     FL_TRY(fl_decode_reserve(e, n, error));
-    folollm_status status = fl_decode_rows(e, seqs, tokens, n, error);
+    folollm_status status = fl_decode_rows(e, tokens, n, error);
     if (status != FOLOLLM_OK) {
         fl_decode_undo(e, n, true);
         return status;
     }
     for (size_t i = 0; i < n; i++) {
-        fl_decode_commit(e, e->stepped[i], tokens[i], fl_executor_row(e, e->logits, i));
+        fl_decode_commit(e, i, tokens[i]);
     }
     e->stats.generated_tokens += n;
     return FOLOLLM_OK;

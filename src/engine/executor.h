@@ -31,6 +31,8 @@ typedef struct fl_executor {
     float *logits;         /* (max_logits, vocab) of a step that is not committed yet */
     fl_sequence **stepped; /* (sequences of the host's loop) */
     uint32_t *origins;     /* as many: the shared page that a stepped sequence's last one was copied from */
+    fl_device_chosen *made; /* as many: what the backend chose for a stepped sequence; its logits stay there, */
+    bool *away;             /* if they do */
 } fl_executor;
 
 FL_LOCAL void fl_executor_layout(fl_executor *e, fl_arena *arena, uint32_t max_rows, uint32_t max_seqs,
@@ -56,6 +58,9 @@ FL_LOCAL void fl_executor_copy_page(fl_executor *e, const fl_sequence *s, uint32
 /* Row i of logits (n, vocab), and whether it holds numbers. */
 FL_LOCAL float *fl_executor_row(const fl_executor *e, float *logits, size_t i);
 FL_LOCAL bool fl_executor_is_finite(const fl_executor *e, const float *row);
+
+/* Bring the logits of a sequence, if they are away. */
+FL_LOCAL folollm_status fl_executor_bring(fl_executor *e, fl_sequence *s, folollm_error *error);
 
 /* See folollm_prefill and folollm_decode_step; the arguments' shapes are checked, their values are not. */
 FL_LOCAL folollm_status fl_executor_prefill(fl_executor *e, fl_sequence *s, const folollm_token *tokens,

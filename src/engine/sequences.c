@@ -42,7 +42,7 @@ FL_LOCAL folollm_seq fl_sequence_occupy(fl_sequences *all, fl_sequence *s) {
 FL_LOCAL fl_sequence *fl_sequence_open(fl_sequences *all, bool driven, folollm_seq *id) {
     fl_sequence *s = fl_sequence_vacant(all, driven);
     if (s != NULL) {
-        s->has_logits = false;
+        s->has_logits = s->logits_away = false;
         s->adapter = NULL;
         s->n_tokens = s->n_prompt = s->n_pages = 0;
         memset(&s->stream, 0, sizeof s->stream);

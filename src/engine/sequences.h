@@ -19,6 +19,9 @@ typedef struct fl_sequence {
     uint32_t n_pages;            /* = n_tokens in pages, rounded up; more between reserve and commit */
     uint32_t *pages;             /* (pages of a context) */
     float *logits;               /* (vocab) after the last token, if has_logits; NULL: driven, never has any */
+    bool logits_away;            /* they are not there but with the worker, which also chose from them: */
+    uint32_t away;               /* at which of two places of this slot, and */
+    fl_device_chosen chosen;     /* what `sampling` makes of them */
     const fl_adapter *adapter;   /* NULL: none */
     fl_sampling sampling;
     fl_stream stream;            /* of the output so far */
@@ -81,7 +84,7 @@ FL_LOCAL void fl_sequence_unreserve(fl_sequence *s, fl_pages *pages, uint32_t or
 /* Make `to`, just opened, hold the pages of `from`. */
 FL_LOCAL void fl_sequence_share(fl_sequence *to, const fl_sequence *from, fl_pages *pages);
 
-/* The same, and all else that `from` is. */
+/* The same, and all else that `from` is, whose logits are not away. */
 FL_LOCAL void fl_sequence_fork(fl_sequence *to, const fl_sequence *from, fl_pages *pages, uint32_t vocab);
 
 FL_LOCAL fl_history fl_sequence_history(const fl_sequence *s, const fl_pages *pages);

@@ -604,6 +604,7 @@ FL_LOCAL folollm_status fl_snapshot_read(const fl_snapshot *snapshot, const fl_s
         s->adapter = snapshot->adapter;
         s->sampling = sampling;
         s->has_logits = snapshot->lengths[FL_SECTION_LOGITS] > 0;
+        s->logits_away = false;
     }
     return FOLOLLM_OK;
 }

@@ -25,7 +25,7 @@ FL_LOCAL void fl_worker_layout(fl_worker *w, const fl_weights *weights, const fl
     w->weights = weights;
     if (o->device != 0) {
         static const uint32_t pieces[] = {[FOLOLLM_FLOATS_SPLIT] = 2, [FOLOLLM_FLOATS_BF16] = 1};
-        fl_cuda_options cuda = {limits, c->vocab, o->context, c->n_heads, o->n_wanted, pieces[o->floats], o->kv};
+        fl_cuda_options cuda = {limits, c->vocab, o->context, c->n_heads, o->n_wanted, o->n_kept, pieces[o->floats], o->kv};
         fl_cuda_layout(&w->on_cuda, &w->device_scratch, &cuda);
         fl_activations_layout(&w->activations, &w->device_scratch, NULL, &limits);
     } else {
@@ -109,6 +109,14 @@ FL_LOCAL void fl_worker_ban(fl_worker *w, const folollm_token *ids, size_t n) {
     if (w->cuda.device != NULL) {
         fl_cuda_ban(&w->on_cuda, ids, n);
     }
+}
+
+FL_LOCAL void fl_worker_keep(fl_worker *w, size_t i, size_t place) {
+    fl_cuda_keep(&w->on_cuda, i, place);
+}
+
+FL_LOCAL void fl_worker_kept(fl_worker *w, size_t place, float *logits) {
+    fl_cuda_kept(&w->on_cuda, place, logits);
 }
 
 FL_LOCAL void fl_worker_copy_page(fl_worker *w, uint32_t from, uint32_t to) {

@@ -11,6 +11,7 @@ typedef struct fl_worker_options {
     uint32_t n_pages, n_rows, n_threads, context, rank; /* rank: of adapters, at most */
     uint32_t device; /* 0: the CPU; else a CUDA device, from 1 on */
     uint32_t n_wanted; /* rows of logits of a batch, at most */
+    uint32_t n_kept;   /* places for rows of logits */
     void *device_stream; /* NULL: its own */
     folollm_floats floats;
     folollm_kv_type kv;
@@ -59,6 +60,11 @@ FL_LOCAL fl_slice fl_worker_whole(const fl_worker *w);
 
 /* These ids (n), in order, are never chosen by the backend. Fails as fl_worker_status. */
 FL_LOCAL void fl_worker_ban(fl_worker *w, const folollm_token *ids, size_t n);
+
+/* Where the backend chooses: keep row i of the logits of the last batch at a place below n_kept, and bring what is kept
+ * there, (vocab). Both fail as fl_worker_status. */
+FL_LOCAL void fl_worker_keep(fl_worker *w, size_t i, size_t place);
+FL_LOCAL void fl_worker_kept(fl_worker *w, size_t place, float *logits);
 
 /* Copy the keys and values of one page over another's. */
 FL_LOCAL void fl_worker_copy_page(fl_worker *w, uint32_t from, uint32_t to);

@@ -234,6 +234,7 @@ FL_LOCAL void fl_cuda_layout(fl_cuda_backend *b, fl_arena *arena, const fl_cuda_
     b->apart = fl_take(arena, n, fl_padded(fl_max(l->dim, l->ffn_dim)) * sizeof(float));
     b->narrow = fl_take(arena, n, fl_padded(l->rank) * sizeof(float));
     b->logits = fl_take(arena, o->n_wanted, o->vocab * sizeof(float));
+    b->kept = fl_take(arena, o->n_kept, o->vocab * sizeof(float));
     b->banned = fl_take(arena, fl_cuda_ban_words(o), sizeof *b->banned);
     for (size_t i = 0; i < (l->packed ? l->ordered ? FL_PARTS_MAX : 1 : 0); i++) {
         fl_device_integers *to = &b->integers[i];
@@ -263,6 +264,15 @@ FL_LOCAL void fl_cuda_ban(fl_cuda_backend *b, const folollm_token *ids, size_t n
         words[(uint32_t)ids[i] / 32] |= 1u << (uint32_t)ids[i] % 32;
     }
     fl_cuda_write(b->cuda, b->banned, words, bytes);
+}
+
+FL_LOCAL void fl_cuda_keep(fl_cuda_backend *b, size_t i, size_t place) {
+    size_t vocab = b->o.vocab, bytes = vocab * sizeof(float);
+    fl_cuda_copy(b->cuda, b->kept + place * vocab, b->logits + i * vocab, bytes, bytes, 1);
+}
+
+FL_LOCAL void fl_cuda_kept(fl_cuda_backend *b, size_t place, float *logits) {
+    fl_cuda_read(b->cuda, logits, b->kept + place * b->o.vocab, b->o.vocab * sizeof(float));
 }
 
 FL_LOCAL float *fl_cuda_angles(const fl_cuda_backend *b) {

@@ -63,6 +63,7 @@ typedef struct fl_cuda_options {
     fl_limits limits;
     size_t vocab, context, n_heads;
     size_t n_wanted; /* rows of logits of a batch, at most */
+    size_t n_kept;   /* places for rows of logits */
     uint32_t n_pieces; /* of floats that meet bf16 weights, or keys and values; 0: they give the bits of the CPU */
     folollm_kv_type kv;
 } fl_cuda_options;
@@ -85,6 +86,7 @@ typedef struct fl_cuda_backend {
     fl_cuda *cuda;   /* not owned */
     fl_cuda_options o;
     float *normed, *apart, *logits; /* (n_rows, dim), (n_rows, dim or ffn_dim), (n_wanted, vocab) */
+    float *kept;   /* (n_kept, vocab) */
     float *narrow; /* (n_rows, rank) rows times the a of their adapters */
     fl_device_integers integers[FL_PARTS_MAX]; /* one for each order of columns */
     fl_device_pieces pieces;
@@ -111,6 +113,11 @@ FL_LOCAL void fl_cuda_stop(fl_cuda_backend *b);
 
 /* These ids (n), in order, are never chosen. */
 FL_LOCAL void fl_cuda_ban(fl_cuda_backend *b, const folollm_token *ids, size_t n);
+
+/* Keep row i of the logits of the last batch at a place, and bring what is kept there. What fails is kept for
+ * fl_cuda_status. */
+FL_LOCAL void fl_cuda_keep(fl_cuda_backend *b, size_t i, size_t place);
+FL_LOCAL void fl_cuda_kept(fl_cuda_backend *b, size_t place, float *logits);
 
 /* Room for the angles of a batch, (n_rows, head_dim): they are taken from here. */
 FL_LOCAL float *fl_cuda_angles(const fl_cuda_backend *b);
