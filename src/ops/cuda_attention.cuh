@@ -6,6 +6,11 @@
  *     scores    half a warp for each key, a lane of the sum a thread; integers: a thread for each score
  *     softmax   half a warp for each query
  *     gather    a thread for each column of V
+ *     merge     a thread for each column, in a kernel of its own
+ *
+ * When each tile is all of one row and kv head, this kernel also does the work of fl_rope_kernel and fl_merge_kernel: a
+ * block turns the queries that it needs, the one that meets the row's own key stores that and its value before, and the
+ * last one of a row and kv head to be done merges what all of them gave.
  *
  * Shared memory: [ K, then V as floats | queries | scores | state of the queries ], see fl_attend_room. Its rows are
  * padded, so that two half warps meet different banks. */
@@ -345,28 +350,28 @@ __device__ __forceinline__ size_t fl_part_of(const fl_device_attend &a, uint32_t
     return ((size_t)row * a.heads.n_heads + head) * a.n_splits + split;
 }
 
-/* Of the n heads of a row from `head` on, what splits [first, behind) gave, in order; a column a thread. */
+/* Of the n heads of a row from `head` on, what splits [first, behind) gave, in order; a column a thread, and heads that
+ * are not there take the last one's place. */
 template <int QUERIES>
 __device__ __forceinline__ void fl_merge_parts(const fl_device_attend &a, uint32_t row, uint32_t head, uint32_t n,
                                                uint32_t first, uint32_t behind, float totals[QUERIES],
                                                float maxima[QUERIES], float sums[QUERIES]) {
-    uint32_t d = a.heads.kv.head_dim;
-    for (uint32_t split = first; split < behind; split++) {
+    uint32_t d = a.heads.kv.head_dim, column = min(threadIdx.x, d - 1);
 #pragma unroll
-        for (int q = 0; q < QUERIES; q++) {
-            if ((uint32_t)q >= n) {
-                continue;
-            }
-            size_t part = fl_part_of(a, row, head + q, split);
-            float total = threadIdx.x < d ? a.parts[part * d + threadIdx.x] : 0;
-            float maximum = a.limits[2 * part], sum = a.limits[2 * part + 1];
-            if (split == first) {
-                totals[q] = total;
-                maxima[q] = maximum;
-                sums[q] = sum;
-            } else {
-                fl_merge(total, maximum, sum, &totals[q], &maxima[q], &sums[q]);
-            }
+    for (uint32_t q = 0; q < QUERIES; q++) {
+        size_t part = fl_part_of(a, row, head + min(q, n - 1), first);
+        totals[q] = a.parts[part * d + column];
+        maxima[q] = a.limits[2 * part];
+        sums[q] = a.limits[2 * part + 1];
+    }
+    /* Several reads are under way at a time. */
+#pragma unroll (QUERIES <= 4 ? 8 / QUERIES : 1)
+    for (uint32_t split = first + 1; split < behind; split++) {
+#pragma unroll
+        for (uint32_t q = 0; q < QUERIES; q++) {
+            size_t part = fl_part_of(a, row, head + min(q, n - 1), split);
+            fl_merge(a.parts[part * d + column], a.limits[2 * part], a.limits[2 * part + 1], &totals[q], &maxima[q],
+                     &sums[q]);
         }
     }
 }
@@ -384,7 +389,8 @@ __device__ __forceinline__ bool fl_is_last(uint32_t *done, uint32_t n, uint32_t 
 }
 
 template <int KV, int QUERIES>
-__global__ void __launch_bounds__(FL_DEVICE_HEAD_DIM, 1) fl_attend_kernel(const __grid_constant__ fl_device_attend a) {
+__global__ void __launch_bounds__(FL_DEVICE_HEAD_DIM, QUERIES <= 4 ? 2 : 1)
+fl_attend_kernel(const __grid_constant__ fl_device_attend a) {
     FL_DYNAMIC_SHARED(shared);
     if (blockIdx.x >= a.heads.counts->n_tiles) {
         return;
