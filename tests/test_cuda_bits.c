@@ -15,7 +15,8 @@
 #define BASE MODELS "qwen3-gqa-fp32" /* small, and what the adapters are for */
 #define ADAPTERS "tests/vectors/adapters/"
 
-#pragma weak shim_get_counts /* a device has none */
+#pragma weak shim_get_counts /* a device has none of these */
+#pragma weak shim_set_order
 
 /* ---- Random layers -- */
 
@@ -309,8 +310,35 @@ static void check_ops(const layer_case *c, const fl_batch *batch) {
 #undef BOTH
 }
 
+/* A whole forward pass on both sides; on the device it is a recorded step. */
+static void check_step(const layer_case *c, const fl_batch *batch) {
+    size_t q = (size_t)c->n_heads * c->head_dim, n = batch->n_rows, n_logits = batch->n_wanted * c->vocab;
+    float *logits[2] = {take(n_logits * sizeof(float)), take(n_logits * sizeof(float))};
+    fl_slice whole = {c->n_kv_heads, c->vocab, false};
+    for (size_t i = 0; i < n * c->head_dim; i++) {
+        sides[0].a.angles[i] = sides[1].a.angles[i] = random_float();
+    }
+    for (side *s = sides; s < sides + 2; s++) {
+        fl_forward f = {.batch = *batch, .logits = logits[s - sides]};
+        bool recorded = s->backend->ops->begin(s->backend, batch);
+        CHECK(recorded == (s == &sides[1]));
+        if (recorded) {
+            f.op = FL_OP_WHOLE;
+        } else {
+            s->backend->ops->embed(s->backend, &s->weights->embedding, batch, s->a.x);
+        }
+        while (!fl_runner_advance(s->weights, s->backend, &s->a, &s->kv, whole, &f)) {
+        }
+    }
+    CHECK_TEXT(rows_are_equal(sides[0].a.attended, sides[1].a.attended, n, q, fl_padded(q)), "step: attend");
+    CHECK_TEXT(kv_is_equal(batch), "step: keys and values");
+    CHECK_TEXT(memcmp(logits[0], logits[1], n_logits * sizeof(float)) == 0, "step: logits");
+    CHECK(fl_cuda_status(&device, &error) == FOLOLLM_OK);
+}
+
 /* A batch of so many rows of each sequence, from where it stands. */
-static void check_batch(const layer_case *c, uint32_t positions[SEQS], const uint32_t n[SEQS]) {
+static void check_batch(const layer_case *c, uint32_t positions[SEQS], const uint32_t n[SEQS],
+                        void (*check)(const layer_case *, const fl_batch *)) {
     folollm_token tokens[ROWS_MAX];
     uint32_t at[ROWS_MAX], slots[ROWS_MAX], wanted[ROWS_MAX];
     fl_run runs[SEQS];
@@ -331,7 +359,34 @@ static void check_batch(const layer_case *c, uint32_t positions[SEQS], const uin
         }
         positions[s] += n[s];
     }
-    check_ops(c, &batch);
+    check(c, &batch);
+}
+
+/* Steps that are recorded, of rows at positions that all have keys before them: the first key of a split, the last
+ * one, and a row with one split beside rows with several. Whichever block of threads is the last, bits stay. */
+static void check_steps(const layer_case *c) {
+    static const uint32_t steps[][2][SEQS] = {{{1, 0, 0}, {156, 0, 0}}, {{1, 1, 1}, {157, 64, 127}},
+                                              {{1, 1, 1}, {0, 63, 128}}, {{0, 1, 0}, {0, 9, 0}},
+                                              {{1, 0, 1}, {64, 0, 5}},   {{0, 0, 1}, {0, 0, 134}}};
+    fl_batch batch;
+    for (size_t i = 0; fl_cuda_record_begin(&cuda, i, &batch); i++) {
+        fl_runner_record(sides[1].weights, sides[1].backend, &sides[1].a, &sides[1].kv, &batch);
+        fl_cuda_record_end(&cuda);
+    }
+    demand(fl_cuda_status(&device, &error));
+    size_t used = room_used;
+    for (size_t i = 0; i < FL_COUNT(steps); i++) {
+        uint32_t positions[SEQS];
+        memcpy(positions, steps[i][1], sizeof positions);
+        room_used = used;
+        if (shim_set_order != NULL) {
+            shim_set_order(i);
+        }
+        check_batch(c, positions, steps[i][0], check_step);
+    }
+    if (shim_set_order != NULL) {
+        shim_set_order(0);
+    }
 }
 
 static void test_layer(const layer_case *c) {
@@ -347,8 +402,10 @@ static void test_layer(const layer_case *c) {
     size_t used = room_used;
     for (size_t i = 0; i < FL_COUNT(batches); i++) {
         room_used = used;
-        check_batch(c, positions, batches[i]);
+        check_batch(c, positions, batches[i], check_ops);
     }
+    room_used = used;
+    check_steps(c);
     close_sides(&upload);
     if (check_n_failed != failed) {
         printf("    in %s\n", c->name);

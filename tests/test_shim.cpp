@@ -355,6 +355,36 @@ static void test_atomics(void) {
     CHECK(sum.read()[0] == 105);
 }
 
+/* Every block leaves a number; the last one to be done adds them up, and the count begins anew. */
+__global__ static void add_up_last(unsigned *done, unsigned *numbers, unsigned *out) {
+    __shared__ unsigned is_last;
+    numbers[blockIdx.x * blockDim.x + threadIdx.x] = blockIdx.x * threadIdx.x;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        is_last = atomicInc(done, gridDim.x - 1) == gridDim.x - 1;
+        __threadfence();
+    }
+    __syncthreads();
+    for (unsigned i = threadIdx.x; i < gridDim.x * blockDim.x && is_last; i += blockDim.x) {
+        atomicAdd(out, numbers[i]);
+    }
+}
+
+static void test_last_block(void) {
+    const unsigned n_blocks = 7, n_threads = 40, n = n_blocks * n_threads;
+    Array<unsigned> done(1), numbers(n), out(1);
+    OK(cudaMemsetAsync(done.p, 0, sizeof(unsigned)));
+    for (uint64_t order = 0; order < 5; order++) {
+        shim_set_order(order);
+        OK(cudaMemsetAsync(numbers.p, 0xFF, n * sizeof(unsigned)));
+        OK(cudaMemsetAsync(out.p, 0, sizeof(unsigned)));
+        OK(launch(nullptr, n_blocks, n_threads, 0, add_up_last, done.p, numbers.p, out.p));
+        CHECK(out.read()[0] == 21 * 780 && done.read()[0] == 0);
+    }
+    shim_set_order(0);
+}
+
 /* ---- Tensor cores, copies to shared memory ----------------------------------------------------- */
 
 /* c (16, 8) = i + a (16, k) b (k, 8), for i of n; a lane takes its elements as the PTX manual numbers them. */
@@ -1452,6 +1482,7 @@ int main(void) {
     test_shapes();
     test_dynamic_shared();
     test_atomics();
+    test_last_block();
     test_products();
     check_halves<false>();
     check_halves<true>();

@@ -204,6 +204,10 @@ static size_t fl_cuda_tiles(size_t n_rows, size_t n_runs, size_t group, size_t q
     return n_rows * group / queries + n_runs;
 }
 
+static size_t fl_cuda_kv_heads(const fl_cuda_backend *b) {
+    return b->o.n_heads / b->o.limits.group;
+}
+
 /* Where the arrays of a batch begin in `base`, which may be NULL; returns what comes behind them. */
 static size_t fl_cuda_place(fl_cuda_shape *s, const fl_cuda_backend *b, uint8_t *base) {
     fl_arena a = {.base = base, .size = base != NULL ? b->staging_bytes : 0};
@@ -217,6 +221,7 @@ static size_t fl_cuda_place(fl_cuda_shape *s, const fl_cuda_backend *b, uint8_t 
     s->choices = fl_take(&a, s->rows, sizeof *s->choices);
     s->chosen = fl_take(&a, s->rows, sizeof *s->chosen);
     s->tile = fl_take(&a, s->tiles, sizeof *s->tile);
+    s->done = fl_take(&a, fl_min(s->rows, FL_STEP_ROWS), fl_cuda_kv_heads(b) * sizeof *s->done);
     size_t at = a.at;
     s->pages = fl_take(&a, 0, sizeof *s->pages);
     return at;
@@ -381,6 +386,7 @@ static size_t fl_cuda_stage(fl_cuda_backend *b, const fl_batch *batch, const fl_
     } else {
         memset(s.choices, 0, batch->n_wanted * sizeof *s.choices);
     }
+    memset(s.done, 0, fl_min(s.rows, FL_STEP_ROWS) * fl_cuda_kv_heads(b) * sizeof *s.done);
     return end + n_pages * sizeof *s.pages;
 }
 
@@ -565,6 +571,10 @@ static fl_cuda_rows fl_cuda_rows_of(const fl_cuda_backend *b, const float *x, si
 
 /* ---- Ops -- */
 
+static bool fl_cuda_recording(const fl_batch *batch) {
+    return batch->tokens == NULL;
+}
+
 static void fl_cuda_embed(fl_backend *backend, const fl_matrix *table, const fl_batch *batch, float *x) {
     fl_cuda_backend *b = fl_cuda_of(backend);
     fl_device_embed e = {(int)table->parts[0].type, table->parts[0].data, (uint32_t)table->n_cols,
@@ -645,8 +655,7 @@ static void fl_cuda_norm_head(fl_backend *backend, const fl_batch *batch, const 
     part.parts[0].data = (const uint8_t *)head->parts[0].data + before;
     fl_cuda_prepare(b, &rows, &part);
     fl_cuda_product(b, &rows, &part, FL_DEVICE_STORE, b->logits + first, b->o.vocab);
-    bool recording = batch->tokens == NULL; /* for those who ask and those who do not */
-    if (first + n == head->n_rows && (b->choices != NULL || recording)) {
+    if (first + n == head->n_rows && (b->choices != NULL || fl_cuda_recording(batch))) { /* whoever will ask */
         fl_cuda_choose(b, batch->n_wanted);
     }
 }
@@ -658,32 +667,42 @@ static fl_device_kv fl_cuda_kv(const fl_kv *kv, size_t layer) {
     return of;
 }
 
+static fl_device_heads fl_cuda_heads(const fl_cuda_backend *b, const fl_attention *a, const fl_kv *kv, size_t layer,
+                                     const float *qkv) {
+    size_t qkv_dim = (a->n_heads + 2 * a->n_kv_heads) * a->head_dim;
+    fl_device_heads heads = {fl_cuda_kv(kv, layer), b->shape.counts, (uint32_t)b->shape.rows, (uint32_t)a->n_heads,
+                             b->shape.slots, a->q_norm, a->k_norm, a->norm_epsilon, b->angles, qkv, fl_padded(qkv_dim)};
+    return heads;
+}
+
+/* Of a step that is recorded, every run has one row: its attention does all from qkv on if a tile holds a row's
+ * queries. */
+static bool fl_cuda_decodes(const fl_cuda_backend *b, const fl_batch *batch) {
+    return fl_cuda_recording(batch) && b->o.limits.group <= fl_min(b->shape.queries, FL_DEVICE_QUERIES);
+}
+
 static void fl_cuda_rope_store(fl_backend *backend, const fl_attention *a, const fl_batch *batch, const float *angles,
                                fl_kv *kv, size_t layer, float *qkv) {
     fl_cuda_backend *b = fl_cuda_of(backend);
-    size_t qkv_dim = (a->n_heads + 2 * a->n_kv_heads) * a->head_dim;
-    fl_device_rope rope = {fl_cuda_kv(kv, layer), b->shape.counts, (uint32_t)b->shape.rows, (uint32_t)a->n_heads,
-                           b->shape.slots, a->q_norm, a->k_norm, a->norm_epsilon, b->angles, qkv, fl_padded(qkv_dim)};
-    (void)batch;
+    fl_device_rope rope = {fl_cuda_heads(b, a, kv, layer, qkv), qkv};
     (void)angles; /* copied by fl_cuda_begin */
-    FL_CUDA_DO(b->cuda, rope_store(b->cuda->device, &rope));
+    if (!fl_cuda_decodes(b, batch)) {
+        FL_CUDA_DO(b->cuda, rope_store(b->cuda->device, &rope));
+    }
 }
 
 static void fl_cuda_attend(fl_backend *backend, const fl_attention *a, const fl_batch *batch, const fl_kv *kv,
                            size_t layer, size_t kv_head, size_t n, const float *qkv, float *out) {
     fl_cuda_backend *b = fl_cuda_of(backend);
     const fl_cuda_shape *s = &b->shape;
-    size_t qkv_dim = (a->n_heads + 2 * a->n_kv_heads) * a->head_dim;
-    fl_device_attend attend = {.kv = fl_cuda_kv(kv, layer), .counts = s->counts, .most_tiles = (uint32_t)s->tiles,
-                               .most_rows = (uint32_t)s->rows, .queries = s->queries,
-                               .n_pieces = fl_cuda_flashes(&b->o) ? b->o.n_pieces : 0, .n_heads = (uint32_t)a->n_heads,
-                               .kv_head = (uint32_t)kv_head, .n_kv_heads = (uint32_t)n, .n_splits = s->n_splits,
-                               .split_tokens = FL_SPLIT_TOKENS, .window = a->window, .scale = a->scale,
-                               .tiles = s->tile, .pages = s->pages, .positions = s->positions, .qkv = qkv,
-                               .qkv_stride = fl_padded(qkv_dim), .out = out,
+    fl_device_attend attend = {.heads = fl_cuda_heads(b, a, kv, layer, qkv), .decodes = fl_cuda_decodes(b, batch),
+                               .most_tiles = (uint32_t)s->tiles, .queries = s->queries,
+                               .n_pieces = fl_cuda_flashes(&b->o) ? b->o.n_pieces : 0, .kv_head = (uint32_t)kv_head,
+                               .n_kv_heads = (uint32_t)n, .n_splits = s->n_splits, .split_tokens = FL_SPLIT_TOKENS,
+                               .window = a->window, .scale = a->scale, .tiles = s->tile, .pages = s->pages,
+                               .positions = s->positions, .out = out,
                                .out_stride = fl_padded(a->n_heads * a->head_dim), .parts = b->parts,
-                               .limits = b->part_limits};
-    (void)batch;
+                               .limits = b->part_limits, .done = s->done};
     FL_CUDA_DO(b->cuda, attend(b->cuda->device, &attend));
 }
 

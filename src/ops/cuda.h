@@ -79,6 +79,7 @@ typedef struct fl_cuda_shape {
     fl_device_choice *choices;
     fl_device_chosen *chosen; /* comes back */
     fl_device_tile *tile;
+    uint32_t *done; /* (rows that are split, n_kv_heads) 0: see device.h */
 } fl_cuda_shape;
 
 typedef struct fl_cuda_backend {

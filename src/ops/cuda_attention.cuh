@@ -6,6 +6,11 @@
  *     scores    half a warp for each key, a lane of the sum a thread; integers: a thread for each score
  *     softmax   half a warp for each query
  *     gather    a thread for each column of V
+ *     merge     a thread for each column, in a kernel of its own
+ *
+ * When each tile is all of one row and kv head, this kernel also does the work of fl_rope_kernel and fl_merge_kernel: a
+ * block turns the queries that it needs, the one that meets the row's own key stores that and its value before, and the
+ * last one of a row and kv head to be done merges what all of them gave.
  *
  * Shared memory: [ K, then V as floats | queries | scores | state of the queries ], see fl_attend_room. Its rows are
  * padded, so that two half warps meet different banks. */
@@ -24,10 +29,11 @@ struct fl_queries { /* of a tile, in shared memory */
     int *q_sum;
     uint32_t *begin, *end; /* the keys that each sees */
     float *v_scales;    /* (FL_BLOCK_TOKENS) */
+    uint32_t *is_last;  /* of the blocks of its row */
 };
 
 __host__ __device__ __forceinline__ size_t fl_attend_floats(uint32_t queries, uint32_t d) {
-    return (size_t)(FL_BLOCK_TOKENS + queries) * fl_padded(d) + queries * (FL_BLOCK_TOKENS + 7) + FL_BLOCK_TOKENS;
+    return (size_t)(FL_BLOCK_TOKENS + queries) * fl_padded(d) + queries * (FL_BLOCK_TOKENS + 7) + FL_BLOCK_TOKENS + 1;
 }
 
 __device__ __forceinline__ fl_queries fl_attend_room(unsigned char *shared, uint32_t queries, uint32_t d) {
@@ -43,6 +49,7 @@ __device__ __forceinline__ fl_queries fl_attend_room(unsigned char *shared, uint
     t.begin = (uint32_t *)(t.q_sum + queries);
     t.end = t.begin + queries;
     t.v_scales = (float *)(t.end + queries);
+    t.is_last = (uint32_t *)(t.v_scales + FL_BLOCK_TOKENS);
     return t;
 }
 
@@ -72,29 +79,20 @@ __device__ __forceinline__ uint32_t fl_position_of(const fl_tile &w, uint32_t qu
     return w.queries.position + (w.queries.first + query) / w.group;
 }
 
-__device__ __forceinline__ const float *fl_query_of(const fl_tile &w, uint32_t query) {
-    return w.a->qkv + fl_row_of(w, query) * w.a->qkv_stride + (size_t)fl_head_of(w, query) * w.a->kv.head_dim;
-}
-
 __device__ __forceinline__ const uint8_t *fl_block_of(const fl_tile &w, const uint8_t *kv, uint32_t token) {
-    uint32_t page = w.a->pages[w.queries.pages + token / w.a->kv.page_tokens];
-    return kv + (w.kv_head * w.a->kv.n_pages + page) * fl_kv_block_bytes(w.a->kv);
+    uint32_t page = w.a->pages[w.queries.pages + token / w.a->heads.kv.page_tokens];
+    return kv + (w.kv_head * w.a->heads.kv.n_pages + page) * fl_kv_block_bytes(w.a->heads.kv);
 }
 
 /* ---- Queries -- */
 
-/* Query i as integers in its place: those of the low halves, then those of the high ones. A warp together. */
-__device__ __forceinline__ void fl_query_integers(const fl_tile &w, uint32_t i) {
-    uint32_t d = w.a->kv.head_dim, lane = threadIdx.x % FL_WARP, half = d / 2;
+/* Query i, which is x, as integers in its place: those of the low halves, then those of the high ones. A warp
+ * together. */
+__device__ __forceinline__ void fl_query_integers(const fl_tile &w, uint32_t i, float *x) {
+    uint32_t d = w.a->heads.kv.head_dim, lane = threadIdx.x % FL_WARP, half = d / 2;
     uint32_t high = fl_kv_bytes(FL_DEVICE_KV_Q4, d), n = 2 * high; /* bytes of a row of queries: 8 * ceil(d / 8) */
-    bool wide = w.a->kv.type == FL_DEVICE_KV_Q8;
-    float *x = w.t.kv + threadIdx.x / FL_WARP * w.stride; /* not used yet */
+    bool wide = w.a->heads.kv.type == FL_DEVICE_KV_Q8;
     int8_t *to = (int8_t *)(w.t.q + i * w.stride);
-    const float *from = fl_query_of(w, i);
-    for (uint32_t k = lane; k < d; k += FL_WARP) {
-        x[k] = from[k];
-    }
-    __syncwarp();
     fl_hadamard(x, d);
     fl_quantiser q = fl_quantiser_of(x, d, 8);
     int sum = 0;
@@ -113,20 +111,38 @@ __device__ __forceinline__ void fl_query_integers(const fl_tile &w, uint32_t i) 
     }
 }
 
-__device__ __forceinline__ void fl_attend_queries(const fl_tile &w) {
-    uint32_t d = w.a->kv.head_dim, warps = blockDim.x / FL_WARP;
-    for (uint32_t i = threadIdx.x; i < w.queries.n; i += blockDim.x) {
+__device__ __forceinline__ const float *fl_query_of(const fl_tile &w, uint32_t query) {
+    const fl_device_heads &h = w.a->heads;
+    return h.qkv + fl_row_of(w, query) * h.qkv_stride + (size_t)fl_head_of(w, query) * h.kv.head_dim;
+}
+
+/* Head i of a tile: its queries, then, of its row, k and v. */
+__device__ __forceinline__ uint32_t fl_tile_head(const fl_tile &w, uint32_t i) {
+    const fl_device_heads &h = w.a->heads;
+    return i < w.queries.n ? fl_head_of(w, i) : h.n_heads + w.kv_head + (i - w.queries.n) * h.kv.n_kv_heads;
+}
+
+/* Queries to their places; and k and v of the row into the cache, if this block stores them. */
+__device__ __forceinline__ void fl_attend_queries(const fl_tile &w, bool stores) {
+    const fl_device_heads &heads = w.a->heads;
+    uint32_t d = heads.kv.head_dim, warps = blockDim.x / FL_WARP, n = w.queries.n;
+    float *x = w.t.kv + threadIdx.x / FL_WARP * w.stride; /* not used yet */
+    for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) {
         fl_keys_of(w.a->window, fl_position_of(w, i), &w.t.begin[i], &w.t.end[i]);
     }
-    for (uint32_t i = threadIdx.x / FL_WARP; i < w.queries.n; i += warps) {
-        if (fl_kv_scaled(w.a->kv.type)) {
-            fl_query_integers(w, i);
-            continue;
+    for (uint32_t i = threadIdx.x / FL_WARP; i < n + (stores ? 2 : 0); i += warps) {
+        uint32_t row = fl_row_of(w, min(i, n - 1)), head = fl_tile_head(w, i);
+        fl_head_load(heads, row, head, x);
+        if (w.a->decodes) {
+            fl_head_turn(heads, row, head, x);
         }
-        const float *from = fl_query_of(w, i);
-        for (uint32_t k = threadIdx.x % FL_WARP; k < w.stride; k += FL_WARP) {
-            w.t.q[i * w.stride + k] = k < d ? from[k] : 0.0f;
+        if (i < n && fl_kv_scaled(heads.kv.type)) {
+            fl_query_integers(w, i, x);
         }
+        for (uint32_t k = threadIdx.x % FL_WARP; k < w.stride && i < n && !fl_kv_scaled(heads.kv.type); k += FL_WARP) {
+            w.t.q[i * w.stride + k] = k < d ? x[k] : 0.0f;
+        }
+        __syncwarp();
     }
     __syncthreads();
 }
@@ -152,12 +168,12 @@ __device__ __forceinline__ float fl_kv_at(const fl_device_kv &kv, const uint8_t 
 /* Tokens [first, first + n) of K or V as floats to w.t.kv, zeros behind them and in the rest of each row. */
 template <int KV>
 __device__ __forceinline__ void fl_attend_load(const fl_tile &w, const uint8_t *kv, uint32_t first, uint32_t n) {
-    uint32_t d = w.a->kv.head_dim, page_tokens = w.a->kv.page_tokens;
+    uint32_t d = w.a->heads.kv.head_dim, page_tokens = w.a->heads.kv.page_tokens;
     for (uint32_t token = threadIdx.x / FL_WARP; token < FL_BLOCK_TOKENS; token += blockDim.x / FL_WARP) {
         float *to = w.t.kv + token * w.stride;
         const uint8_t *block = token < n ? fl_block_of(w, kv, first + token) : NULL;
         for (uint32_t i = threadIdx.x % FL_WARP; i < w.stride; i += FL_WARP) {
-            to[i] = token < n && i < d ? fl_kv_at<KV>(w.a->kv, block, (first + token) % page_tokens, i) : 0.0f;
+            to[i] = token < n && i < d ? fl_kv_at<KV>(w.a->heads.kv, block, (first + token) % page_tokens, i) : 0.0f;
         }
     }
 }
@@ -165,7 +181,7 @@ __device__ __forceinline__ void fl_attend_load(const fl_tile &w, const uint8_t *
 /* scores = queries times the keys in w.t.kv */
 template <int QUERIES>
 __device__ __forceinline__ void fl_scores_floats(const fl_tile &w) {
-    uint32_t lane = threadIdx.x % FL_LANES, n = (w.a->kv.head_dim + FL_LANES - 1) / FL_LANES * FL_LANES;
+    uint32_t lane = threadIdx.x % FL_LANES, n = (w.a->heads.kv.head_dim + FL_LANES - 1) / FL_LANES * FL_LANES;
     for (uint32_t j = threadIdx.x / FL_LANES; j < FL_BLOCK_TOKENS; j += blockDim.x / FL_LANES) {
         float sums[QUERIES];
 #pragma unroll
@@ -192,7 +208,7 @@ __device__ __forceinline__ void fl_scores_floats(const fl_tile &w) {
 /* The same of integers, where the keys lie. */
 template <int KV>
 __device__ __forceinline__ void fl_scores_integers(const fl_tile &w, uint32_t first, uint32_t n) {
-    const fl_device_kv &kv = w.a->kv;
+    const fl_device_kv &kv = w.a->heads.kv;
     uint32_t quads = fl_kv_bytes(KV, kv.head_dim) / 4, high = fl_kv_bytes(FL_DEVICE_KV_Q4, kv.head_dim) / 4;
     for (uint32_t i = threadIdx.x; i < w.queries.n * FL_BLOCK_TOKENS; i += blockDim.x) {
         uint32_t query = i / FL_BLOCK_TOKENS, j = i % FL_BLOCK_TOKENS, token = (first + j) % kv.page_tokens;
@@ -307,7 +323,7 @@ __device__ __forceinline__ void fl_merge(float part, float maximum, float sum, f
 /* The queries' keys of one split; afterwards outs, w.t.maximum and w.t.sum have what they give. */
 template <int KV, int QUERIES>
 __device__ __forceinline__ void fl_attend_split(const fl_tile &w, uint32_t begin, uint32_t end, float outs[QUERIES]) {
-    const fl_device_kv &kv = w.a->kv;
+    const fl_device_kv &kv = w.a->heads.kv;
 #pragma unroll
     for (int q = 0; q < QUERIES; q++) {
         outs[q] = 0;
@@ -341,22 +357,63 @@ __device__ __forceinline__ void fl_attend_split(const fl_tile &w, uint32_t begin
 
 /* Where what a split gave for a row and head lies among the parts. */
 __device__ __forceinline__ size_t fl_part_of(const fl_device_attend &a, uint32_t row, uint32_t head, uint32_t split) {
-    return ((size_t)row * a.n_heads + head) * a.n_splits + split;
+    return ((size_t)row * a.heads.n_heads + head) * a.n_splits + split;
+}
+
+/* Of the n heads of a row from `head` on, what splits [first, behind) gave, in order; a column a thread, and heads that
+ * are not there take the last one's place. */
+template <int QUERIES>
+__device__ __forceinline__ void fl_merge_parts(const fl_device_attend &a, uint32_t row, uint32_t head, uint32_t n,
+                                               uint32_t first, uint32_t behind, float totals[QUERIES],
+                                               float maxima[QUERIES], float sums[QUERIES]) {
+    uint32_t d = a.heads.kv.head_dim, column = min(threadIdx.x, d - 1);
+#pragma unroll
+    for (uint32_t q = 0; q < QUERIES; q++) {
+        size_t part = fl_part_of(a, row, head + min(q, n - 1), first);
+        totals[q] = a.parts[part * d + column];
+        maxima[q] = a.limits[2 * part];
+        sums[q] = a.limits[2 * part + 1];
+    }
+    /* Several reads are under way at a time. */
+#pragma unroll (QUERIES <= 4 ? 8 / QUERIES : 1)
+    for (uint32_t split = first + 1; split < behind; split++) {
+#pragma unroll
+        for (uint32_t q = 0; q < QUERIES; q++) {
+            size_t part = fl_part_of(a, row, head + min(q, n - 1), split);
+            fl_merge(a.parts[part * d + column], a.limits[2 * part], a.limits[2 * part + 1], &totals[q], &maxima[q],
+                     &sums[q]);
+        }
+    }
+}
+
+/* Is this block the last of n that add to *done? Then it sees what the others wrote before. */
+__device__ __forceinline__ bool fl_is_last(uint32_t *done, uint32_t n, uint32_t *is_last) {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        *is_last = atomicInc(done, n - 1) == n - 1; /* and *done is 0 again */
+        __threadfence();
+    }
+    __syncthreads();
+    return *is_last != 0;
 }
 
 template <int KV, int QUERIES>
-__global__ void __launch_bounds__(FL_DEVICE_HEAD_DIM, 1) fl_attend_kernel(const __grid_constant__ fl_device_attend a) {
+__global__ void __launch_bounds__(FL_DEVICE_HEAD_DIM, QUERIES <= 4 ? 2 : 1)
+fl_attend_kernel(const __grid_constant__ fl_device_attend a) {
     FL_DYNAMIC_SHARED(shared);
-    if (blockIdx.x >= a.counts->n_tiles) {
+    if (blockIdx.x >= a.heads.counts->n_tiles) {
         return;
     }
-    uint32_t d = a.kv.head_dim;
-    fl_tile w = {&a, a.tiles[blockIdx.x], a.kv_head + blockIdx.y, a.n_heads / a.kv.n_kv_heads, fl_padded(d),
-                 fl_attend_room(shared, QUERIES, d)};
+    uint32_t d = a.heads.kv.head_dim;
+    fl_tile w = {&a, a.tiles[blockIdx.x], a.kv_head + blockIdx.y, a.heads.n_heads / a.heads.kv.n_kv_heads,
+                 fl_padded(d), fl_attend_room(shared, QUERIES, d)};
     uint32_t begin, end, ignored;
     fl_keys_of(a.window, fl_position_of(w, 0), &begin, &ignored);
     fl_keys_of(a.window, fl_position_of(w, w.queries.n - 1), &ignored, &end);
-    uint32_t first = begin / a.split_tokens, behind = (end + a.split_tokens - 1) / a.split_tokens;
+    const uint32_t lowest = begin / a.split_tokens, highest = (end - 1) / a.split_tokens;
+    const bool apart = a.n_splits > 1 && !(a.decodes && lowest == highest);
+    uint32_t first = lowest, behind = highest + 1;
     if (a.n_splits > 1) {
         first = max(first, blockIdx.z);
         behind = min(behind, blockIdx.z + 1);
@@ -365,7 +422,7 @@ __global__ void __launch_bounds__(FL_DEVICE_HEAD_DIM, 1) fl_attend_kernel(const 
         return;
     }
     float outs[QUERIES], totals[QUERIES] = {}, maxima[QUERIES] = {}, sums[QUERIES] = {};
-    fl_attend_queries(w);
+    fl_attend_queries(w, a.decodes && behind == highest + 1);
     for (uint32_t split = first; split < behind; split++) {
         uint32_t from = max(begin, split * a.split_tokens), to = min(end, (split + 1) * a.split_tokens);
         fl_attend_split<KV, QUERIES>(w, from, to, outs);
@@ -376,7 +433,7 @@ __global__ void __launch_bounds__(FL_DEVICE_HEAD_DIM, 1) fl_attend_kernel(const 
                 continue; /* it has no keys here */
             }
             float maximum = w.t.maximum[q], sum = w.t.sum[q];
-            if (a.n_splits > 1) {
+            if (apart) {
                 size_t part = fl_part_of(a, fl_row_of(w, q), fl_head_of(w, q), split);
                 if (threadIdx.x < d) {
                     a.parts[part * d + threadIdx.x] = outs[q];
@@ -395,33 +452,32 @@ __global__ void __launch_bounds__(FL_DEVICE_HEAD_DIM, 1) fl_attend_kernel(const 
         }
         __syncthreads();
     }
+    if (apart) {
+        uint32_t row = w.queries.first_row, *done = a.done + row * a.heads.kv.n_kv_heads + w.kv_head;
+        if (!a.decodes || !fl_is_last(done, highest + 1 - lowest, w.t.is_last)) {
+            return;
+        }
+        fl_merge_parts<QUERIES>(a, row, fl_head_of(w, 0), w.queries.n, lowest, highest + 1, totals, maxima, sums);
+    }
 #pragma unroll
     for (int q = 0; q < QUERIES; q++) {
-        if (a.n_splits == 1 && (uint32_t)q < w.queries.n && threadIdx.x < d) {
+        if ((uint32_t)q < w.queries.n && threadIdx.x < d) {
             float *out = a.out + fl_row_of(w, q) * a.out_stride + (size_t)fl_head_of(w, q) * d;
             out[threadIdx.x] = __fmul_rn(totals[q], __fdiv_rn(1.0f, sums[q]));
         }
     }
 }
 
-/* The parts of a row and head, in order. */
+/* The parts of a row and head. */
 __global__ void __launch_bounds__(FL_DEVICE_HEAD_DIM) fl_merge_kernel(fl_device_attend a) {
-    uint32_t row = blockIdx.x, d = a.kv.head_dim, group = a.n_heads / a.kv.n_kv_heads;
-    uint32_t head = a.kv_head * group + blockIdx.y;
-    if (row >= a.counts->n_rows) {
+    uint32_t row = blockIdx.x, d = a.heads.kv.head_dim, group = a.heads.n_heads / a.heads.kv.n_kv_heads;
+    uint32_t head = a.kv_head * group + blockIdx.y, begin, end;
+    if (row >= a.heads.counts->n_rows) {
         return;
     }
-    uint32_t begin, end;
+    float total, maximum, sum;
     fl_keys_of(a.window, a.positions[row], &begin, &end);
-    uint32_t first = begin / a.split_tokens, behind = (end + a.split_tokens - 1) / a.split_tokens;
-    size_t part = fl_part_of(a, row, head, first);
-    float maximum = a.limits[2 * part], sum = a.limits[2 * part + 1];
-    float total = threadIdx.x < d ? a.parts[part * d + threadIdx.x] : 0;
-    for (uint32_t split = first + 1; split < behind; split++) {
-        part++;
-        float next = threadIdx.x < d ? a.parts[part * d + threadIdx.x] : 0;
-        fl_merge(next, a.limits[2 * part], a.limits[2 * part + 1], &total, &maximum, &sum);
-    }
+    fl_merge_parts<1>(a, row, head, 1, begin / a.split_tokens, (end - 1) / a.split_tokens + 1, &total, &maximum, &sum);
     if (threadIdx.x < d) {
         a.out[row * a.out_stride + (size_t)head * d + threadIdx.x] = __fmul_rn(total, __fdiv_rn(1.0f, sum));
     }
@@ -439,7 +495,7 @@ size_t fl_attend_bytes(uint32_t queries, uint32_t head_dim) {
 
 template <int KV, int QUERIES>
 int fl_attend_launch(fl_device *d, const fl_device_attend *a) {
-    uint32_t dim = a->kv.head_dim;
+    uint32_t dim = a->heads.kv.head_dim;
     dim3 grid(a->most_tiles, a->n_kv_heads, a->n_splits);
     return fl_launch(d, fl_attend_kernel<KV, QUERIES>, grid, fl_attend_threads(dim),
                      fl_attend_bytes(QUERIES, dim), *a);
@@ -454,18 +510,18 @@ int fl_attend_of(fl_device *d, const fl_device_attend *a) {
                              : fl_attend_launch<KV, FL_DEVICE_QUERIES>(d, a);
 }
 
-int fl_merge_parts(fl_device *d, const fl_device_attend *a) {
-    uint32_t heads = a->n_heads / a->kv.n_kv_heads * a->n_kv_heads;
-    return fl_launch(d, fl_merge_kernel, dim3(a->most_rows, heads, 1), fl_attend_threads(a->kv.head_dim), 0, *a);
+int fl_merge_launch(fl_device *d, const fl_device_attend *a) {
+    dim3 grid(a->heads.most, a->heads.n_heads / a->heads.kv.n_kv_heads * a->n_kv_heads, 1);
+    return fl_launch(d, fl_merge_kernel, grid, fl_attend_threads(a->heads.kv.head_dim), 0, *a);
 }
 
 int fl_attend(fl_device *d, const fl_device_attend *a) {
-    int error = a->kv.type == FL_DEVICE_KV_F16    ? fl_attend_of<FL_DEVICE_KV_F16>(d, a)
-                : a->kv.type == FL_DEVICE_KV_F32  ? fl_attend_of<FL_DEVICE_KV_F32>(d, a)
-                : a->kv.type == FL_DEVICE_KV_BF16 ? fl_attend_of<FL_DEVICE_KV_BF16>(d, a)
-                : a->kv.type == FL_DEVICE_KV_Q8   ? fl_attend_of<FL_DEVICE_KV_Q8>(d, a)
+    int error = a->heads.kv.type == FL_DEVICE_KV_F16    ? fl_attend_of<FL_DEVICE_KV_F16>(d, a)
+                : a->heads.kv.type == FL_DEVICE_KV_F32  ? fl_attend_of<FL_DEVICE_KV_F32>(d, a)
+                : a->heads.kv.type == FL_DEVICE_KV_BF16 ? fl_attend_of<FL_DEVICE_KV_BF16>(d, a)
+                : a->heads.kv.type == FL_DEVICE_KV_Q8   ? fl_attend_of<FL_DEVICE_KV_Q8>(d, a)
                                                   : fl_attend_of<FL_DEVICE_KV_Q4>(d, a);
-    return error == 0 && a->n_splits > 1 ? fl_merge_parts(d, a) : error;
+    return error == 0 && a->n_splits > 1 && !a->decodes ? fl_merge_launch(d, a) : error;
 }
 
 } /* namespace */

@@ -27,6 +27,8 @@ template <int D, bool SHARES>
 struct fl_flash_room {
     fl_flash_stage<D> stages[2];
     float scores[SHARES ? FL_FLASH_FEW : 1][FL_FLASH_KEYS + 8];
+    float heads[SHARES ? FL_FLASH_FEW + 2 : 1][D]; /* of a row that is decoded: queries, k and v */
+    uint32_t is_last; /* of the blocks of its row */
     float totals[SHARES ? D / 8 : D / 2][FL_FLASH_THREADS]; /* of the splits before: each thread's own */
 };
 
@@ -77,13 +79,24 @@ __device__ __forceinline__ void fl_pairs(float a, float b, uint32_t pairs[PIECES
     }
 }
 
+/* The heads of a row that is decoded are turned, and its k and v go into the cache if this block stores them. */
+template <int D, bool SHARES>
+__device__ __forceinline__ void fl_flash_turn(const fl_tile &w, bool stores, fl_flash_room<D, SHARES> &room) {
+    for (uint32_t i = threadIdx.x / FL_WARP; i < w.queries.n + (stores ? 2 : 0); i += FL_FLASH_WARPS) {
+        fl_head_load(w.a->heads, w.queries.first_row, fl_tile_head(w, i), room.heads[i]);
+        fl_head_turn(w.a->heads, w.queries.first_row, fl_tile_head(w, i), room.heads[i]);
+    }
+    __syncthreads();
+}
+
 template <bool BF16, int PIECES, int D, bool SHARES>
-__device__ __forceinline__ void fl_flash_queries(const fl_tile &w, fl_flash<PIECES, D, SHARES> &f) {
+__device__ __forceinline__ void fl_flash_queries(const fl_tile &w, const fl_flash_room<D, SHARES> &room,
+                                                 fl_flash<PIECES, D, SHARES> &f) {
     uint32_t t = threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         uint32_t query = fl_flash_query_of(w.queries.n, SHARES, i);
-        const float *from = fl_query_of(w, query) + 2 * t;
+        const float *from = (SHARES && w.a->decodes ? room.heads[SHARES ? query : 0] : fl_query_of(w, query)) + 2 * t;
         float largest = 0, back;
 #pragma unroll
         for (int k = 0; k < D; k += 8) {
@@ -115,9 +128,9 @@ __device__ __forceinline__ void fl_flash_load(const fl_tile &w, uint32_t first, 
     for (uint32_t i = threadIdx.x / eights; i < FL_FLASH_KEYS; i += page_eights) {
         uint32_t token = first + i;
         if (token < end) {
-            size_t in = (size_t)(token % w.a->kv.page_tokens) * eights + at;
-            fl_copy<16>(&to.k[i][at], (const uint4 *)fl_block_of(w, w.a->kv.k, token) + in);
-            fl_copy<16>(&to.v[i][at], (const uint4 *)fl_block_of(w, w.a->kv.v, token) + in);
+            size_t in = (size_t)(token % w.a->heads.kv.page_tokens) * eights + at;
+            fl_copy<16>(&to.k[i][at], (const uint4 *)fl_block_of(w, w.a->heads.kv.k, token) + in);
+            fl_copy<16>(&to.v[i][at], (const uint4 *)fl_block_of(w, w.a->heads.kv.v, token) + in);
         } else {
             to.k[i][at] = to.v[i][at] = make_uint4(0, 0, 0, 0);
         }
@@ -290,7 +303,7 @@ __device__ __forceinline__ void fl_flash_total(fl_flash<PIECES, D, SHARES> &f, f
 /* The split that ends here, of the queries that have keys in it. */
 template <int PIECES, int D, bool SHARES>
 __device__ __forceinline__ void fl_flash_end(const fl_tile &w, fl_flash<PIECES, D, SHARES> &f,
-                                             fl_flash_room<D, SHARES> &room, uint32_t split) {
+                                             fl_flash_room<D, SHARES> &room, uint32_t split, bool apart) {
     uint32_t from = split * w.a->split_tokens, to = from + w.a->split_tokens;
 #pragma unroll
     for (uint32_t i = 0; i < 2; i++) {
@@ -298,13 +311,27 @@ __device__ __forceinline__ void fl_flash_end(const fl_tile &w, fl_flash<PIECES, 
         if (query >= w.queries.n || f.begin[i] >= to || f.end[i] <= from) {
             continue;
         }
-        if (w.a->n_splits > 1) {
+        if (apart) {
             fl_flash_part(w, f, i, query, split);
         } else {
             fl_flash_total(f, room, i, f.begin[i] >= from);
         }
     }
     fl_flash_begin(f);
+}
+
+/* What all splits of a row gave, by the last of its blocks. */
+__device__ __forceinline__ void fl_flash_merge(const fl_tile &w, uint32_t first, uint32_t behind, uint32_t *is_last) {
+    const fl_device_attend &a = *w.a;
+    uint32_t row = w.queries.first_row, *done = a.done + row * a.heads.kv.n_kv_heads + w.kv_head;
+    float total, maximum, sum;
+    for (uint32_t i = 0, last = fl_is_last(done, behind - first, is_last); i < w.queries.n && last != 0; i++) {
+        fl_merge_parts<1>(a, row, fl_head_of(w, i), 1, first, behind, &total, &maximum, &sum);
+        if (threadIdx.x < a.heads.kv.head_dim) {
+            float *out = a.out + row * a.out_stride + (size_t)fl_head_of(w, i) * a.heads.kv.head_dim;
+            out[threadIdx.x] = __fmul_rn(total, __fdiv_rn(1.0f, sum));
+        }
+    }
 }
 
 /* What is left when all splits are over. */
@@ -332,15 +359,17 @@ template <bool BF16, int PIECES, int D, bool SHARES>
 __global__ void __launch_bounds__(FL_FLASH_THREADS) fl_flash_kernel(const __grid_constant__ fl_device_attend a) {
     FL_DYNAMIC_SHARED(shared);
     fl_flash_room<D, SHARES> &room = *(fl_flash_room<D, SHARES> *)shared;
-    if (blockIdx.x >= a.counts->n_tiles) {
+    if (blockIdx.x >= a.heads.counts->n_tiles) {
         return;
     }
     /* The last tiles of a prompt have most keys, and begin first. */
-    fl_tile w = {&a, a.tiles[a.counts->n_tiles - 1 - blockIdx.x], a.kv_head + blockIdx.y,
-                 a.n_heads / a.kv.n_kv_heads, 0, {}};
+    fl_tile w = {&a, a.tiles[a.heads.counts->n_tiles - 1 - blockIdx.x], a.kv_head + blockIdx.y,
+                 a.heads.n_heads / a.heads.kv.n_kv_heads, 0, {}};
     uint32_t begin, end, ignored, now = 0;
     fl_keys_of(a.window, fl_position_of(w, 0), &begin, &ignored);
     fl_keys_of(a.window, fl_position_of(w, w.queries.n - 1), &ignored, &end);
+    const uint32_t lowest = begin / a.split_tokens, highest = (end - 1) / a.split_tokens;
+    const bool apart = a.n_splits > 1 && !(a.decodes && lowest == highest);
     if (a.n_splits > 1) {
         begin = max(begin, blockIdx.z * a.split_tokens);
         end = min(end, (blockIdx.z + 1) * a.split_tokens);
@@ -348,9 +377,12 @@ __global__ void __launch_bounds__(FL_FLASH_THREADS) fl_flash_kernel(const __grid
     if (begin >= end) {
         return;
     }
+    if (SHARES && a.decodes) {
+        fl_flash_turn(w, (end - 1) / a.split_tokens == highest, room);
+    }
     bool has_queries = SHARES || threadIdx.x / FL_WARP * FL_FLASH_FEW < w.queries.n; /* the same for a warp */
     fl_flash<PIECES, D, SHARES> f;
-    fl_flash_queries<BF16>(w, f);
+    fl_flash_queries<BF16>(w, room, f);
     fl_flash_begin(f);
     uint32_t block = begin - begin % FL_FLASH_KEYS;
     fl_flash_load<D>(w, block, end, room.stages[now]);
@@ -369,13 +401,15 @@ __global__ void __launch_bounds__(FL_FLASH_THREADS) fl_flash_kernel(const __grid
             fl_flash_softmax(f, block, scores);
             fl_flash_gather<BF16>(f, room.stages[now], scores);
             if (next % a.split_tokens == 0 || next >= end) {
-                fl_flash_end(w, f, room, block / a.split_tokens);
+                fl_flash_end(w, f, room, block / a.split_tokens, apart);
             }
         }
         __syncthreads(); /* nobody reads what is filled next */
     }
-    if (a.n_splits == 1 && has_queries) {
+    if (!apart && has_queries) {
         fl_flash_put(w, f, room);
+    } else if (SHARES && apart && a.decodes) {
+        fl_flash_merge(w, lowest, highest + 1, &room.is_last);
     }
 }
 
@@ -391,21 +425,21 @@ int fl_flash_launch(fl_device *d, const fl_device_attend *a) {
 template <bool BF16, int PIECES>
 int fl_flash_of(fl_device *d, const fl_device_attend *a) {
     bool shares = a->queries <= FL_FLASH_FEW;
-    return a->kv.head_dim == 64 ? shares ? fl_flash_launch<BF16, PIECES, 64, true>(d, a)
+    return a->heads.kv.head_dim == 64 ? shares ? fl_flash_launch<BF16, PIECES, 64, true>(d, a)
                                          : fl_flash_launch<BF16, PIECES, 64, false>(d, a)
            : shares             ? fl_flash_launch<BF16, PIECES, 128, true>(d, a)
                                 : fl_flash_launch<BF16, PIECES, 128, false>(d, a);
 }
 
 int fl_attend_either(fl_device *d, const fl_device_attend *a) {
-    bool bf16 = a->kv.type == FL_DEVICE_KV_BF16;
+    bool bf16 = a->heads.kv.type == FL_DEVICE_KV_BF16;
     if (a->n_pieces == 0) {
         return fl_attend(d, a);
     }
     int error = a->n_pieces == 1 ? bf16 ? fl_flash_of<true, 1>(d, a) : fl_flash_of<false, 1>(d, a)
                 : bf16           ? fl_flash_of<true, 2>(d, a)
                                  : fl_flash_of<false, 2>(d, a);
-    return error == 0 && a->n_splits > 1 ? fl_merge_parts(d, a) : error;
+    return error == 0 && a->n_splits > 1 && !a->decodes ? fl_merge_launch(d, a) : error;
 }
 
 } /* namespace */

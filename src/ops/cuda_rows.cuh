@@ -235,23 +235,21 @@ __device__ __forceinline__ void fl_kv_store(const fl_device_kv &kv, bool is_v, f
     }
 }
 
-#define FL_ROPE_WARPS 4
-
-/* A warp for every head of every row, those of V too. */
-__global__ void __launch_bounds__(FL_ROPE_WARPS * FL_WARP) fl_rope_kernel(fl_device_rope a) {
-    FL_DYNAMIC_SHARED(shared); /* a head for each warp */
-    uint32_t d = a.kv.head_dim, half = d / 2, lane = threadIdx.x % FL_WARP, warp = threadIdx.x / FL_WARP;
-    uint32_t row = blockIdx.x, head = blockIdx.y * FL_ROPE_WARPS + warp, n_kv = a.kv.n_kv_heads;
-    if (row >= a.counts->n_rows || head >= a.n_heads + 2 * n_kv) {
-        return;
-    }
-    float *x = (float *)shared + warp * d, *from = a.qkv + row * a.qkv_stride + (size_t)head * d;
-    bool is_q = head < a.n_heads, is_v = head >= a.n_heads + n_kv;
-    const float *norm = is_q ? a.q_norm : is_v ? NULL : a.k_norm, *cosines = a.angles + (size_t)row * d;
-    for (uint32_t i = lane; i < d; i += FL_WARP) {
+/* x (head_dim) = a head of a row; those of k are counted behind those of q, then come those of v. A warp together, x in
+ * shared memory: as below. */
+__device__ __forceinline__ void fl_head_load(const fl_device_heads &a, uint32_t row, uint32_t head, float *x) {
+    const float *from = a.qkv + row * a.qkv_stride + (size_t)head * a.kv.head_dim;
+    for (uint32_t i = threadIdx.x % FL_WARP; i < a.kv.head_dim; i += FL_WARP) {
         x[i] = from[i];
     }
     __syncwarp();
+}
+
+/* A head of q or k is normed and turned; one of k or v goes into its slot, which may change x. */
+__device__ __forceinline__ void fl_head_turn(const fl_device_heads &a, uint32_t row, uint32_t head, float *x) {
+    uint32_t d = a.kv.head_dim, half = d / 2, lane = threadIdx.x % FL_WARP, n_kv = a.kv.n_kv_heads;
+    bool is_q = head < a.n_heads, is_v = head >= a.n_heads + n_kv;
+    const float *norm = is_q ? a.q_norm : is_v ? NULL : a.k_norm, *cosines = a.angles + (size_t)row * d;
     if (norm != NULL) {
         float scale = fl_norm_scale(x, d, a.epsilon);
         __syncwarp();
@@ -266,9 +264,6 @@ __global__ void __launch_bounds__(FL_ROPE_WARPS * FL_WARP) fl_rope_kernel(fl_dev
         x[half + i] = __fmaf_rn(other, c, __fmul_rn(one, s));
     }
     __syncwarp();
-    for (uint32_t i = lane; i < d && is_q; i += FL_WARP) {
-        from[i] = x[i];
-    }
     if (!is_q) {
         uint32_t slot = a.slots[row], page = slot / a.kv.page_tokens, kv_head = (head - a.n_heads) % n_kv;
         uint8_t *block = (is_v ? a.kv.v : a.kv.k) + (kv_head * a.kv.n_pages + page) * fl_kv_block_bytes(a.kv);
@@ -276,10 +271,29 @@ __global__ void __launch_bounds__(FL_ROPE_WARPS * FL_WARP) fl_rope_kernel(fl_dev
     }
 }
 
+#define FL_ROPE_WARPS 4
+
+/* A warp for every head of every row, those of V too. */
+__global__ void __launch_bounds__(FL_ROPE_WARPS * FL_WARP) fl_rope_kernel(fl_device_rope a) {
+    FL_DYNAMIC_SHARED(shared); /* a head for each warp */
+    uint32_t d = a.heads.kv.head_dim, warp = threadIdx.x / FL_WARP, row = blockIdx.x;
+    uint32_t head = blockIdx.y * FL_ROPE_WARPS + warp;
+    if (row >= a.heads.counts->n_rows || head >= a.heads.n_heads + 2 * a.heads.kv.n_kv_heads) {
+        return;
+    }
+    float *x = (float *)shared + warp * d, *to = a.q + row * a.heads.qkv_stride + (size_t)head * d;
+    fl_head_load(a.heads, row, head, x);
+    fl_head_turn(a.heads, row, head, x);
+    for (uint32_t i = threadIdx.x % FL_WARP; i < d && head < a.heads.n_heads; i += FL_WARP) {
+        to[i] = x[i];
+    }
+}
+
 int fl_rope_store(fl_device *d, const fl_device_rope *a) {
-    dim3 grid(a->most, fl_blocks(a->n_heads + 2 * a->kv.n_kv_heads, FL_ROPE_WARPS), 1);
-    return fl_launch(d, fl_rope_kernel, grid, FL_ROPE_WARPS * FL_WARP, FL_ROPE_WARPS * a->kv.head_dim * sizeof(float),
-                     *a);
+    uint32_t n_heads = a->heads.n_heads + 2 * a->heads.kv.n_kv_heads;
+    dim3 grid(a->heads.most, fl_blocks(n_heads, FL_ROPE_WARPS), 1);
+    return fl_launch(d, fl_rope_kernel, grid, FL_ROPE_WARPS * FL_WARP,
+                     FL_ROPE_WARPS * a->heads.kv.head_dim * sizeof(float), *a);
 }
 
 } /* namespace */

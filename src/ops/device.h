@@ -174,7 +174,8 @@ typedef struct fl_device_kv { /* of one layer: ops.h */
     size_t n_pages;
 } fl_device_kv;
 
-typedef struct fl_device_rope {
+/* The heads of a batch's rows, and what becomes of them: those of q and k are normed and turned, k and v stored. */
+typedef struct fl_device_heads {
     fl_device_kv kv;
     const fl_device_counts *counts;
     uint32_t most, n_heads;
@@ -182,8 +183,13 @@ typedef struct fl_device_rope {
     const float *q_norm, *k_norm; /* or NULL */
     float epsilon;
     const float *angles; /* (rows, head_dim) */
-    float *qkv;          /* (rows, qkv_stride) */
+    const float *qkv;    /* (rows, qkv_stride) */
     size_t qkv_stride;
+} fl_device_heads;
+
+typedef struct fl_device_rope {
+    fl_device_heads heads;
+    float *q; /* (rows, qkv_stride) where those of q go: may be qkv */
 } fl_device_rope;
 
 /* Consecutive queries of one run: query i is head i % group of row i / group. */
@@ -194,25 +200,25 @@ typedef struct fl_device_tile {
 } fl_device_tile;
 
 typedef struct fl_device_attend {
-    fl_device_kv kv;
-    const fl_device_counts *counts;
-    uint32_t most_tiles, most_rows;
+    fl_device_heads heads;
+    uint32_t decodes; /* 1: every tile has all queries of one row, and what becomes of the heads is done here, too; 0:
+                         rope_store has done it in qkv */
+    uint32_t most_tiles;
     uint32_t queries; /* of a tile, at most; a power of two */
     uint32_t n_pieces; /* 0: the bits of the CPU. Else on tensor cores, queries and weights as so many numbers: only for
                           caches of f16 or bf16 and a head_dim of 64 or 128 */
-    uint32_t n_heads, kv_head, n_kv_heads; /* the first of those that are computed, and how many */
+    uint32_t kv_head, n_kv_heads; /* the first of those that are computed, and how many */
     uint32_t n_splits; /* 1: one block of threads takes all keys of a tile; else each takes a split, and parts are
                           merged in order */
     uint32_t split_tokens, window;
     float scale;
     const fl_device_tile *tiles;
     const uint32_t *pages, *positions;
-    const float *qkv;
-    size_t qkv_stride;
     float *out; /* (rows, out_stride) */
     size_t out_stride;
     float *parts;  /* (rows, n_heads, n_splits, head_dim) */
     float *limits; /* (rows, n_heads, n_splits, 2): maximum and sum */
+    uint32_t *done; /* (rows, kv.n_kv_heads) if it decodes in splits: 0, before and after */
 } fl_device_attend;
 
 /* How a token is chosen from a row of logits: sampler.h. */

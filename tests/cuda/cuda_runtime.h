@@ -190,6 +190,14 @@ SHIM_ATOMICS(int)
 SHIM_ATOMICS(unsigned)
 #undef SHIM_ATOMICS
 
+static inline unsigned atomicInc(unsigned *p, unsigned most) {
+    unsigned old = __atomic_load_n(p, __ATOMIC_RELAXED);
+    while (!__atomic_compare_exchange_n(p, &old, old >= most ? 0 : old + 1, false, __ATOMIC_RELAXED,
+                                        __ATOMIC_RELAXED)) {
+    }
+    return old;
+}
+
 static inline unsigned long long atomicAdd(unsigned long long *p, unsigned long long v) {
     return __atomic_fetch_add(p, v, __ATOMIC_RELAXED);
 }
