@@ -21,6 +21,11 @@
 #define FL_DEVICE_QUERIES 16  /* query rows of an attention tile, at most */
 #define FL_DEVICE_HEAD_DIM 256 /* at most */
 
+/* So many rows, at most, a product makes ready itself, every block of threads anew: a kernel in front of it would take
+ * longer. Two, as half a warp sums the squares of a row and one warp does it, and as rows of 4096 floats and their
+ * integers take 21 KiB of shared memory each: with two, four blocks still share a multiprocessor that has 228. */
+#define FL_DEVICE_FUSED_ROWS 2
+
 enum { /* as fl_dtype numbers them */
     FL_DEVICE_F32,
     FL_DEVICE_F16,
@@ -88,7 +93,7 @@ typedef struct fl_device_integers {
     float *minus;   /* (rows, units) -scale times the sum of a unit */
 } fl_device_integers;
 
-/* Rows made ready for a product: normed, as integers, both, or neither. */
+/* Rows to be made ready for a product: normed, as integers, both, or neither. */
 typedef struct fl_device_rows {
     const float *x; /* (rows, stride) */
     size_t stride;
@@ -110,17 +115,14 @@ typedef struct fl_device_part {
 
 enum { FL_DEVICE_STORE, FL_DEVICE_ADD, FL_DEVICE_GATE_UP }; /* see cpu.c */
 
-/* y = epilogue of x W^T. All parts have one type. */
+/* y = epilogue of x W^T. All parts have one type. Rows that are ready have no norm, and integers for packed types; up
+ * to FL_DEVICE_FUSED_ROWS of them are made ready by what is missing. */
 typedef struct fl_device_product {
     int type, epilogue;
     fl_device_part parts[3];
-    uint32_t n_parts, n_cols;
-    const uint32_t *n; /* rows of x, on the device */
-    uint32_t most;
-    const float *x; /* (rows, x_stride): plain types */
-    size_t x_stride;
-    fl_device_integers integers; /* packed types */
-    float *y;                    /* (rows, y_stride) */
+    uint32_t n_parts;
+    fl_device_rows rows;
+    float *y; /* (rows, y_stride) */
     size_t y_stride;
 } fl_device_product;
 
@@ -241,6 +243,7 @@ typedef struct fl_device_api {
     void (*close)(fl_device *d); /* allowed after an open that failed */
     int (*about)(fl_device *d, fl_device_info *info);
     size_t (*attend_bytes)(uint32_t queries, uint32_t head_dim); /* of shared memory */
+    size_t (*product_bytes)(const fl_device_rows *a); /* of shared memory, at most, where a product makes them ready */
 
     int (*alloc)(fl_device *d, size_t n_bytes, void **out);
     void (*release)(fl_device *d, void *p);
