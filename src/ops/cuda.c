@@ -453,7 +453,10 @@ static bool fl_cuda_is_fused(const fl_cuda *c, const fl_device_rows *in) {
 static void fl_cuda_prepare(fl_cuda_backend *b, fl_device_rows *in, const fl_matrix *w) {
     fl_cuda *c = b->cuda;
     bool fused = fl_cuda_is_fused(c, in), normed = b->adapts;
-    for (size_t i = 0; i < w->n_parts && !fused; i++) {
+    if (fused && !b->adapts) {
+        return;
+    }
+    for (size_t i = 0; i < w->n_parts; i++) {
         normed = normed || !fl_is_packed(w->parts[i].type);
     }
     fl_device_rows rows = *in;
@@ -470,7 +473,7 @@ static void fl_cuda_prepare(fl_cuda_backend *b, fl_device_rows *in, const fl_mat
     if (rows.normed != NULL) {
         FL_CUDA_DO(c, rows(c->device, &rows));
     }
-    if (in->norm != NULL && (!fused || b->adapts)) {
+    if (in->norm != NULL) {
         in->x = b->normed;
         in->norm = NULL;
         in->which = NULL;

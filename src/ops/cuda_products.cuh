@@ -127,7 +127,8 @@ __global__ void __launch_bounds__(FL_PLAIN_THREADS) fl_plain_kernel(fl_device_pr
     }
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
-        x[r] = NORM ? (const float *)shared + r * fl_padded(a.rows.n_cols) : fl_row_of(a.rows, first + r);
+        x[r] = NORM ? (const float *)shared + r * a.rows.stride
+                    : a.rows.x + min(first + r, n - 1) * a.rows.stride; /* behind the last row: that again */
 #pragma unroll
         for (int m = 0; m < MATRICES; m++) {
 #pragma unroll
@@ -281,17 +282,13 @@ template <int ROWS>
 __device__ __forceinline__ fl_packed_rows fl_packed_ready(const fl_device_rows &a, uint32_t first,
                                                           unsigned char *shared) {
     size_t n_units = ROWS * fl_units(a.n_cols);
-    float *floats = (float *)shared;
-    const float *x[ROWS];
-    shared += fl_floats_bytes(a, ROWS);
-    float *scales = (float *)(shared + n_units * FL_UNIT);
-    fl_packed_rows rows = {{(int8_t *)shared, scales, scales + n_units}, 0, ROWS, a.n_cols};
+    const float *x = a.x + first * a.stride;
+    unsigned char *q = shared + fl_floats_bytes(a, ROWS);
+    float *scales = (float *)(q + n_units * FL_UNIT);
+    fl_packed_rows rows = {{(int8_t *)q, scales, scales + n_units}, 0, ROWS, a.n_cols};
     if (a.norm != NULL) {
-        fl_norm_rows<ROWS>(a, first, floats);
-    }
-#pragma unroll
-    for (int r = 0; r < ROWS; r++) {
-        x[r] = a.norm != NULL ? floats + r * fl_padded(a.n_cols) : fl_row_of(a, first + r);
+        fl_norm_rows<ROWS>(a, first, (float *)shared);
+        x = (const float *)shared;
     }
     fl_integers_rows<ROWS>(a, x, rows.integers);
     __syncthreads();

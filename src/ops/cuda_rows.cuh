@@ -24,21 +24,19 @@ int fl_embed(fl_device *d, const fl_device_embed *a) {
 
 /* ---- Rows for a product: a block of threads together -- */
 
-/* A row as it comes; behind the last one that again. */
 __device__ __forceinline__ const float *fl_row_of(const fl_device_rows &a, uint32_t row) {
-    row = min(row, *a.n - 1);
     return a.x + (a.which != NULL ? a.which[row] : row) * a.stride;
 }
 
-/* ROWS rows, normed, to shared memory: to (ROWS, fl_padded), so that two half warps meet different banks. */
+/* ROWS rows, behind the last one that again, normed, to shared memory: to (ROWS, stride). */
 template <int ROWS>
 __device__ __forceinline__ void fl_norm_rows(const fl_device_rows &a, uint32_t first, float *to) {
     static_assert(ROWS <= FL_WARP / FL_LANES, "half a warp for each row");
     __shared__ float scales[ROWS];
-    uint32_t stride = fl_padded(a.n_cols), team = threadIdx.x / FL_LANES;
+    uint32_t stride = (uint32_t)a.stride, team = threadIdx.x / FL_LANES;
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
-        const float *x = fl_row_of(a, first + r);
+        const float *x = fl_row_of(a, min(first + r, *a.n - 1));
 #pragma unroll 8
         for (uint32_t i = threadIdx.x; i < a.n_cols; i += blockDim.x) {
             to[r * stride + i] = x[i];
@@ -119,10 +117,10 @@ __device__ __forceinline__ bool fl_each_store(const float numbers[FL_EACH], bool
     return finite;
 }
 
-/* ROWS rows as integers: to (ROWS, units). Where a row is not finite, its scales are no numbers. Threads must meet
- * before they read them. */
+/* Rows x (ROWS, stride) as integers: to (ROWS, units). The scales of a row that is not finite are no numbers. Threads
+ * must meet before they read them. */
 template <int ROWS>
-__device__ __forceinline__ void fl_integers_rows(const fl_device_rows &a, const float *const x[ROWS],
+__device__ __forceinline__ void fl_integers_rows(const fl_device_rows &a, const float *x,
                                                  const fl_device_integers &to) {
     __shared__ uint32_t broken[ROWS];
     constexpr uint32_t at_once = FL_WARP / FL_SHARERS; /* units of a warp */
@@ -133,14 +131,11 @@ __device__ __forceinline__ void fl_integers_rows(const fl_device_rows &a, const 
     __syncthreads();
     for (uint32_t u = threadIdx.x / FL_WARP * at_once; u < n_units; u += blockDim.x / FL_SHARERS) {
         uint32_t unit = u + lane / FL_SHARERS;
-        float numbers[ROWS][FL_EACH];
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
-            fl_each_load(a, x[r], unit * FL_UNIT + lane % FL_SHARERS * FL_EACH, numbers[r]);
-        }
-#pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-            if (!fl_each_store(numbers[r], unit < n_units, (size_t)r * n_units + unit, to)) {
+            float numbers[FL_EACH];
+            fl_each_load(a, x + r * a.stride, unit * FL_UNIT + lane % FL_SHARERS * FL_EACH, numbers);
+            if (!fl_each_store(numbers, unit < n_units, (size_t)r * n_units + unit, to)) {
                 atomicExch(&broken[r], 1u);
             }
         }
@@ -177,12 +172,12 @@ __global__ void __launch_bounds__(FL_ROWS_THREADS) fl_rows_kernel(fl_device_rows
         }
     }
     if (a.integers.q != NULL) {
-        fl_integers_rows<1>(a, &x, fl_integers_from(a.integers, (size_t)row * fl_units(a.n_cols)));
+        fl_integers_rows<1>(a, x, fl_integers_from(a.integers, (size_t)row * fl_units(a.n_cols)));
     }
 }
 
 __host__ __device__ __forceinline__ size_t fl_floats_bytes(const fl_device_rows &a, uint32_t n_rows) {
-    return a.norm != NULL ? n_rows * fl_padded(a.n_cols) * sizeof(float) : 0;
+    return a.norm != NULL ? n_rows * a.stride * sizeof(float) : 0;
 }
 
 int fl_rows(fl_device *d, const fl_device_rows *a) {

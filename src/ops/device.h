@@ -96,7 +96,7 @@ typedef struct fl_device_integers {
 /* Rows to be made ready for a product: normed, as integers, both, or neither. */
 typedef struct fl_device_rows {
     const float *x; /* (rows, stride) */
-    size_t stride;
+    size_t stride;  /* an odd multiple of sixteen: two rows meet different banks of shared memory */
     const uint32_t *which; /* rows of x, or NULL: all of them */
     const uint32_t *n;     /* on the device */
     uint32_t most, n_cols;
