@@ -10,6 +10,7 @@
 #include "host.h"
 
 #define MODEL "tests/vectors/models/qwen3-gqa-fp32"
+#define LAYERS 2
 #define OUT_OF_MEMORY 2  /* cudaErrorMemoryAllocation: the device lives on */
 #define ILLEGAL_ADDRESS 700 /* cudaErrorIllegalAddress: it does not */
 
@@ -345,6 +346,7 @@ static void test_orders(void) {
             CHECK(folollm_seq_open(f, NULL, &seq, &error) == FOLOLLM_OK);
             CHECK(folollm_prefill(f, seq, ids, 65, logits, &error) == FOLOLLM_OK);
             CHECK(folollm_decode_step(f, &seq, ids, 1, &error) == FOLOLLM_OK);
+            CHECK(shim_get_counts().graph_kernels <= 3 + LAYERS * 7); /* attention takes three of them */
             const float *last = NULL;
             CHECK(folollm_logits(f, seq, &last, &error) == FOLOLLM_OK);
             memcpy(logits + 65 * (size_t)info.vocab, last, info.vocab * sizeof *last);
