@@ -372,7 +372,7 @@ static void check_broken(const layer_case *c, uint32_t n) {
     folollm_token tokens[ROWS_MAX] = {0};
     uint32_t zeros[ROWS_MAX] = {0};
     fl_run run = {0, n, 0, tables[0], NULL};
-    fl_batch batch = {n, tokens, zeros, zeros, &run, 1, zeros, 1};
+    fl_batch batch = {n, tokens, zeros, zeros, &run, 1, zeros, 1, NULL, NULL};
     float *x = random_floats(n * stride, 1, 0), *last = take(qkv * sizeof *last);
     x[(n - 1) * stride + c->dim / 2] = INFINITY;
     memcpy(sides[0].a.x, x, n * stride * sizeof *x);

@@ -443,7 +443,7 @@ static fl_device_integers fl_cuda_integers_of(const fl_cuda_backend *b, const fl
     return b->integers[one ? 0 : fl_cuda_first_of_order(w, part)];
 }
 
-/* Are few rows made ready by the products themselves? */
+/* Do products make these rows ready themselves? */
 static bool fl_cuda_is_fused(const fl_cuda *c, const fl_device_rows *in) {
     return in->most <= FL_DEVICE_FUSED_ROWS && c->api->product_bytes(in) <= c->info.shared_bytes;
 }

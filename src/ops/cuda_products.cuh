@@ -399,7 +399,8 @@ __device__ __forceinline__ void fl_stage_x(const fl_device_product &a, uint32_t 
 template <int TYPE, int MATRICES>
 __device__ __forceinline__ void fl_stage_load(const fl_device_product &a, const fl_place &p, uint32_t unit,
                                               fl_unit_row<TYPE> w[FL_TILE_EACH]) {
-    uint32_t row = threadIdx.x % FL_TILE, slab = row / FL_LANES, matrix = slab % MATRICES, n_units = fl_units(a.rows.n_cols);
+    uint32_t n_units = fl_units(a.rows.n_cols);
+    uint32_t row = threadIdx.x % FL_TILE, slab = row / FL_LANES, matrix = slab % MATRICES;
     const fl_device_part &part = a.parts[p.part + matrix];
     slab = min(p.block * (FL_TILE / FL_LANES / MATRICES) + slab / MATRICES, (part.n_rows - 1) / FL_LANES);
     fl_unit u = fl_unit_of(TYPE, part.data, a.rows.n_cols, slab, unit); /* whose chunk has all of the stage */

@@ -149,12 +149,6 @@ __device__ __forceinline__ void fl_integers_rows(const fl_device_rows &a, const 
     }
 }
 
-/* Those from a unit on. */
-__device__ __forceinline__ fl_device_integers fl_integers_from(const fl_device_integers &of, size_t unit) {
-    fl_device_integers from = {of.q + unit * FL_UNIT, of.scales + unit, of.minus + unit};
-    return from;
-}
-
 #define FL_ROWS_THREADS 256
 
 __global__ void __launch_bounds__(FL_ROWS_THREADS) fl_rows_kernel(fl_device_rows a) {
@@ -172,7 +166,9 @@ __global__ void __launch_bounds__(FL_ROWS_THREADS) fl_rows_kernel(fl_device_rows
         }
     }
     if (a.integers.q != NULL) {
-        fl_integers_rows<1>(a, x, fl_integers_from(a.integers, (size_t)row * fl_units(a.n_cols)));
+        size_t at = (size_t)row * fl_units(a.n_cols);
+        fl_device_integers to = {a.integers.q + at * FL_UNIT, a.integers.scales + at, a.integers.minus + at};
+        fl_integers_rows<1>(a, x, to);
     }
 }
 
