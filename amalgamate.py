@@ -35,8 +35,8 @@ FLOORS = [
                "executor.h executor.c scheduler.h scheduler.c driver.h driver.c snapshot.h snapshot.c"),
     ("api", "engine.h load.c quantize.c api.c"),
 ]
-KERNELS = ["ops/device.h", "ops/cuda_base.cuh", "ops/cuda_weights.cuh", "ops/cuda_products.cuh", "ops/cuda_rows.cuh",
-           "ops/cuda_attention.cuh", "ops/cuda_flash.cuh", "ops/cuda_tensor.cuh", "ops/cuda_sampling.cuh",
+KERNELS = ["ops/device.h", "ops/cuda_base.cuh", "ops/cuda_weights.cuh", "ops/cuda_rows.cuh", "ops/cuda_products.cuh",
+           "ops/cuda_tensor.cuh", "ops/cuda_attention.cuh", "ops/cuda_flash.cuh", "ops/cuda_sampling.cuh",
            "ops/cuda.cu"]
 # A host's -ffast-math must not move bits, and its -O1 must not leave out the vzeroupper without which the code that is
 # not vectorised, ours and the host's, runs many times slower: these lines stand around folollm.c.

@@ -260,6 +260,32 @@ static int cores_are_used(const fl_matrix *w, size_t n_rows) {
     return shim_get_counts == NULL || (n > 0) == (packed && n_rows > 16);
 }
 
+/* Kernels that were started since the last call. */
+static uint64_t kernels_started(void) {
+    static uint64_t before;
+    uint64_t now = shim_get_counts != NULL ? shim_get_counts().kernels : 0, n = now - before;
+    before = now;
+    return n;
+}
+
+/* Was that a product of w and nothing else? Parts that are alike are one kernel, and few rows are made ready there; of
+ * more, others norm them and make integers, one for each order of columns. */
+static int kernels_are_few(const fl_matrix *w, bool norm, bool is_gate_up, size_t n_rows) {
+    uint64_t products = 0, orders = 0, n = kernels_started();
+    for (size_t i = 0; i < w->n_parts; i++) {
+        const fl_part *part = &w->parts[i];
+        bool is_new = fl_is_packed(part->type);
+        for (size_t j = 0; j < i; j++) {
+            is_new = is_new && !(fl_is_packed(w->parts[j].type) && w->parts[j].order == part->order);
+        }
+        orders += is_new;
+        products += i == 0 || part->type != part[-1].type || part->order != part[-1].order;
+    }
+    products += is_gate_up && products == 2; /* and what brings them together */
+    bool fused = n_rows <= FL_DEVICE_FUSED_ROWS && device.info.shared_bytes > 0;
+    return shim_get_counts == NULL || n == products + (fused ? 0 : fl_max(orders, norm));
+}
+
 /* Every op of a layer on both sides; each must leave the same bits. */
 static void check_ops(const layer_case *c, const fl_batch *batch) {
     size_t d = c->head_dim, qkv = (size_t)(c->n_heads + 2 * c->n_kv_heads) * d, q = (size_t)c->n_heads * d;
@@ -279,9 +305,11 @@ static void check_ops(const layer_case *c, const fl_batch *batch) {
     BOTH(CHECK(!ops->begin(s->backend, batch)))
     BOTH(ops->embed(s->backend, &s->weights->embedding, batch, s->a.x))
     CHECK_TEXT(rows_are_equal(sides[0].a.x, sides[1].a.x, n, c->dim, fl_padded(c->dim)), "embed");
+    kernels_started();
     BOTH(ops->norm_qkv(s->backend, batch, s->a.x, l->attention_norm, 1e-5f, &l->qkv, s->a.qkv))
     CHECK_TEXT(rows_are_equal(sides[0].a.qkv, sides[1].a.qkv, n, qkv, fl_padded(qkv)), "norm_qkv");
     CHECK(cores_are_used(&layer->qkv, n));
+    CHECK(kernels_are_few(&layer->qkv, true, false, n));
     BOTH(ops->rope_store(s->backend, &l->attention, batch, s->a.angles, &s->kv, 0, s->a.qkv))
     CHECK_TEXT(rows_are_equal(sides[0].a.qkv, sides[1].a.qkv, n, q, fl_padded(qkv)), "rope_store: queries");
     CHECK_TEXT(kv_is_equal(batch), "rope_store: keys and values");
@@ -290,17 +318,22 @@ static void check_ops(const layer_case *c, const fl_batch *batch) {
         BOTH(ops->attend(s->backend, &l->attention, batch, &s->kv, 0, head, part, s->a.qkv, s->a.attended))
     }
     CHECK_TEXT(rows_are_equal(sides[0].a.attended, sides[1].a.attended, n, q, fl_padded(q)), "attend");
+    kernels_started();
     BOTH(ops->project_add(s->backend, batch, s->a.attended, &l->o, s->a.x))
     CHECK_TEXT(rows_are_equal(sides[0].a.x, sides[1].a.x, n, c->dim, fl_padded(c->dim)), "project_add: o");
     CHECK(cores_are_used(&layer->o, n));
+    CHECK(kernels_are_few(&layer->o, false, false, n));
     BOTH(ops->norm_gate_up(s->backend, batch, s->a.x, l->mlp_norm, 1e-5f, &l->gate_up, s->a.h))
     CHECK_TEXT(rows_are_equal(sides[0].a.h, sides[1].a.h, n, c->ffn_dim, fl_padded(c->ffn_dim)), "norm_gate_up");
     CHECK(cores_are_used(&layer->gate_up, n));
+    CHECK(kernels_are_few(&layer->gate_up, true, true, n));
     BOTH(ops->project_add(s->backend, batch, s->a.h, &l->down, s->a.x))
     CHECK_TEXT(rows_are_equal(sides[0].a.x, sides[1].a.x, n, c->dim, fl_padded(c->dim)), "project_add: down");
     CHECK(cores_are_used(&layer->down, n));
+    CHECK(kernels_are_few(&layer->down, false, false, n));
     BOTH(ops->norm_head(s->backend, batch, s->a.x, s->weights->final_norm, 1e-5f, &s->weights->head, 0, 32,
                         logits[s - sides]))
+    CHECK(kernels_are_few(&sides[0].weights->head, true, false, batch->n_wanted));
     BOTH(ops->norm_head(s->backend, batch, s->a.x, s->weights->final_norm, 1e-5f, &s->weights->head, 32, vocab - 32,
                         logits[s - sides]))
     BOTH(ops->end(s->backend, logits[s - sides]))
@@ -353,7 +386,7 @@ static void check_batch(const layer_case *c, uint32_t positions[SEQS], const uin
             tokens[batch.n_rows] = (folollm_token)random_below(c->vocab);
             at[batch.n_rows] = p;
             slots[batch.n_rows] = tables[s][p / FL_PAGE_TOKENS] * FL_PAGE_TOKENS + p % FL_PAGE_TOKENS;
-            if (random_below(3) != 0 || i + 1 == n[s]) {
+            if (i + 1 == n[s] || (n[s] != 7 && random_below(3) != 0)) { /* of seven, few */
                 wanted[batch.n_wanted++] = (uint32_t)batch.n_rows;
             }
         }
@@ -389,9 +422,34 @@ static void check_steps(const layer_case *c) {
     }
 }
 
+/* The last row of n is not finite: it gives no numbers, and the others what they give without it. */
+static void check_broken(const layer_case *c, uint32_t n) {
+    size_t qkv = (size_t)(c->n_heads + 2 * c->n_kv_heads) * c->head_dim, stride = fl_padded(c->dim), n_broken = 0;
+    folollm_token tokens[ROWS_MAX] = {0};
+    uint32_t zeros[ROWS_MAX] = {0};
+    fl_run run = {0, n, 0, tables[0], NULL};
+    fl_batch batch = {n, tokens, zeros, zeros, &run, 1, zeros, 1, NULL, NULL};
+    float *x = random_floats(n * stride, 1, 0), *last = take(qkv * sizeof *last);
+    x[(n - 1) * stride + c->dim / 2] = INFINITY;
+    memcpy(sides[0].a.x, x, n * stride * sizeof *x);
+    fl_cuda_write(&device, sides[1].a.x, x, n * stride * sizeof *x);
+    for (side *s = sides; s < sides + 2; s++) {
+        const fl_layer *l = &s->weights->layers[0];
+        s->backend->ops->begin(s->backend, &batch);
+        s->backend->ops->norm_qkv(s->backend, &batch, s->a.x, l->attention_norm, 1e-5f, &l->qkv, s->a.qkv);
+    }
+    CHECK(rows_are_equal(sides[0].a.qkv, sides[1].a.qkv, n - 1, qkv, fl_padded(qkv)));
+    fl_cuda_read(&device, last, sides[1].a.qkv + (n - 1) * fl_padded(qkv), qkv * sizeof *last);
+    for (size_t i = 0; i < qkv; i++) {
+        n_broken += isnan(last[i]) && isnan(sides[0].a.qkv[(n - 1) * fl_padded(qkv) + i]);
+    }
+    CHECK(n_broken == qkv);
+}
+
 static void test_layer(const layer_case *c) {
-    static const uint32_t batches[][SEQS] = {{5, 0, 0}, {1, 0, 0},  {1, 3, 0}, {1, 1, 62},   {98, 1, 1},
-                                             {1, 1, 1}, {17, 0, 0}, {2, 1, 30}, {30, 60, 40}};
+    static const uint32_t batches[][SEQS] = {{5, 0, 0}, {1, 0, 0}, {1, 3, 0}, {1, 1, 62}, {98, 1, 1},
+                                             {1, 1, 1}, {17, 0, 0}, {2, 1, 30}, {30, 60, 40}, {2, 0, 0},
+                                             {0, 1, 1}, {7, 0, 0}, {7, 7, 0}, {0, 1, 0}, {1, 0, 1}};
     uint32_t positions[SEQS] = {0};
     unsigned failed = check_n_failed;
     fl_upload upload;
@@ -400,9 +458,16 @@ static void test_layer(const layer_case *c) {
     fl_weights w = random_weights(c, &layer);
     open_sides(c, &upload, &w);
     size_t used = room_used;
+    uint64_t shared_bytes = device.info.shared_bytes;
     for (size_t i = 0; i < FL_COUNT(batches); i++) {
         room_used = used;
+        device.info.shared_bytes = i + 2 < FL_COUNT(batches) ? shared_bytes : 0; /* no room for rows */
         check_batch(c, positions, batches[i], check_ops);
+    }
+    device.info.shared_bytes = shared_bytes;
+    for (uint32_t n = 1; n <= 3; n++) {
+        room_used = used;
+        check_broken(c, n);
     }
     room_used = used;
     check_steps(c);
@@ -431,6 +496,8 @@ static const layer_case layers[] = {
     {"q6_k", 256, 2, 1, 36, 256, 80, {FL_Q6_K, FL_Q6_K, FL_Q8_0, FL_Q6_K}, FOLOLLM_KV_F32, 0, true, false, false},
     {"q5_k, many heads", 256, 20, 1, 64, 256, 64, {FL_Q5_K, FL_Q5_K, FL_BF16, FL_Q5_K}, FOLOLLM_KV_BF16, 0, false,
      false, false},
+    {"q4_zero, q8_row, wide", 6501, 3, 1, 22, 77, 64, {FL_Q4_ZERO, FL_Q4_ZERO, FL_Q8_ROW, FL_Q4_0}, FOLOLLM_KV_F16, 0,
+     true, false, true},
 };
 
 /* ---- Whole engines -- */

@@ -96,18 +96,21 @@ static void make_case(const product_case *c) {
 static void multiply(const product_case *c, uint32_t n, uint32_t most, uint32_t n_pieces, float *y) {
     size_t stride = fl_padded(c->n_cols), bytes = (size_t)ROWS_MAX * outs_of(c) * sizeof *y;
     uint64_t used = shim_get_counts != NULL ? shim_get_counts().products : 0;
+    bool fused = most <= FL_DEVICE_FUSED_ROWS;
     fl_device_rows rows = {.x = there.x, .stride = stride, .n = there.n, .most = most, .n_cols = c->n_cols,
-                           .n_pieces = n_pieces, .pieces = there.pieces};
-    fl_device_product p = {.type = FL_DEVICE_BF16, .epilogue = c->epilogue, .n_parts = c->n_parts,
-                           .n_cols = c->n_cols, .n = there.n, .most = most, .x = there.x, .x_stride = stride,
-                           .n_pieces = n_pieces, .pieces = there.pieces, .y = there.y, .y_stride = outs_of(c)};
+                           .n_pieces = n_pieces};
+    if (!fused) {
+        rows.pieces = there.pieces;
+    }
+    fl_device_product p = {.type = FL_DEVICE_BF16, .epilogue = c->epilogue, .n_parts = c->n_parts, .rows = rows,
+                           .y = there.y, .y_stride = outs_of(c)};
     for (uint32_t i = 0; i < c->n_parts; i++) {
         fl_device_part part = {there.weights[i], c->bias ? there.bias[i] : NULL, c->outs[i]};
         p.parts[i] = part;
     }
     fl_cuda_write(&device, there.n, &n, sizeof n);
     fl_cuda_write(&device, there.y, before, bytes);
-    CHECK(most <= FL_DEVICE_SPLIT_ROWS || device.api->rows(device.device, &rows) == 0);
+    CHECK(fused || device.api->rows(device.device, &rows) == 0);
     CHECK(device.api->product(device.device, &p) == 0);
     fl_cuda_read(&device, y, there.y, bytes);
     demand(fl_cuda_status(&device, &error));

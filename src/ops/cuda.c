@@ -469,37 +469,38 @@ static fl_device_integers fl_cuda_integers_of(const fl_cuda_backend *b, const fl
     return b->integers[one ? 0 : fl_cuda_first_of_order(w, part)];
 }
 
-typedef struct fl_cuda_rows { /* those that meet a matrix */
-    const float *x; /* (n, stride) */
-    size_t stride;
-    const uint32_t *n, *which; /* on the device; which NULL: all */
-    size_t most;
-    const float *norm;
-    float epsilon;
-} fl_cuda_rows;
+/* Do products make these rows ready themselves? */
+static bool fl_cuda_is_fused(const fl_cuda *c, const fl_device_rows *in) {
+    return in->most <= FL_DEVICE_FUSED_ROWS && c->api->product_bytes(in) <= c->info.shared_bytes;
+}
 
 /* As how many pieces rows meet a part; 0: not as pieces. */
 static uint32_t fl_cuda_pieces_of(const fl_cuda_backend *b, const fl_matrix *w, size_t part) {
     return w->parts[part].type == FL_BF16 ? b->o.n_pieces : 0;
 }
 
-/* Rows as the parts of w want them: normed, as pieces, and as integers. Afterwards in->x are those for plain parts. */
-static void fl_cuda_prepare(fl_cuda_backend *b, fl_cuda_rows *in, const fl_matrix *w) {
+/* Rows as the parts of w want them, as far as products do not make them ready themselves: normed, as pieces, and as
+ * integers. Afterwards in->x are those for other plain parts and adapters, and in->pieces.piece[0] and in->integers.q
+ * tell whether there are pieces and integers. */
+static void fl_cuda_prepare(fl_cuda_backend *b, fl_device_rows *in, const fl_matrix *w) {
     fl_cuda *c = b->cuda;
-    bool has_plain = false, has_pieces = false;
-    for (size_t i = 0; i < w->n_parts; i++) {
-        bool pieces = fl_cuda_pieces_of(b, w, i) > 0 && in->most > FL_DEVICE_SPLIT_ROWS;
-        has_pieces = has_pieces || pieces;
-        has_plain = has_plain || (!fl_is_packed(w->parts[i].type) && !pieces);
+    bool fused = fl_cuda_is_fused(c, in), normed = b->adapts;
+    if (fused && !b->adapts) {
+        return;
     }
-    fl_device_rows rows = {.x = in->x, .stride = in->stride, .which = in->which, .n = in->n, .most = (uint32_t)in->most,
-                           .n_cols = (uint32_t)w->n_cols, .norm = in->norm, .epsilon = in->epsilon};
-    rows.normed = (has_plain || b->adapts) && in->norm != NULL ? b->normed : NULL;
-    rows.n_pieces = has_pieces ? b->o.n_pieces : 0;
-    rows.pieces = b->pieces;
+    fl_device_rows rows = *in;
     for (size_t i = 0; i < w->n_parts; i++) {
+        bool pieces = fl_cuda_pieces_of(b, w, i) > 0 && in->most > FL_DEVICE_FUSED_ROWS;
+        if (pieces) {
+            rows.n_pieces = b->o.n_pieces;
+            in->pieces = rows.pieces = b->pieces;
+        }
+        normed = normed || (!fl_is_packed(w->parts[i].type) && !pieces);
+    }
+    rows.normed = normed && in->norm != NULL ? b->normed : NULL;
+    for (size_t i = 0; i < w->n_parts && !fused; i++) {
         if (fl_is_packed(w->parts[i].type) && fl_cuda_first_of_order(w, i) == i) {
-            rows.integers = fl_cuda_integers_of(b, w, i);
+            in->integers = rows.integers = fl_cuda_integers_of(b, w, i);
             rows.order = w->parts[i].order;
             FL_CUDA_DO(c, rows(c->device, &rows));
             rows.normed = NULL;
@@ -510,18 +511,24 @@ static void fl_cuda_prepare(fl_cuda_backend *b, fl_cuda_rows *in, const fl_matri
     if (rows.normed != NULL || rows.n_pieces > 0) {
         FL_CUDA_DO(c, rows(c->device, &rows));
     }
-    in->x = in->norm != NULL ? b->normed : in->x;
+    if (in->norm != NULL) {
+        in->x = b->normed;
+        in->norm = NULL;
+        in->which = NULL;
+    }
 }
 
 /* Parts [first, end) of w, all of one type and order, to y. */
-static void fl_cuda_product_parts(fl_cuda_backend *b, const fl_cuda_rows *in, const fl_matrix *w, size_t first,
+static void fl_cuda_product_parts(fl_cuda_backend *b, const fl_device_rows *in, const fl_matrix *w, size_t first,
                                   size_t end, int epilogue, float *y, size_t y_stride) {
     fl_cuda *c = b->cuda;
     fl_device_product p = {.type = (int)w->parts[first].type, .epilogue = epilogue, .n_parts = (uint32_t)(end - first),
-                           .n_cols = (uint32_t)w->n_cols, .n = in->n, .most = (uint32_t)in->most, .x = in->x,
-                           .x_stride = in->stride, .integers = fl_cuda_integers_of(b, w, first),
-                           .n_pieces = fl_cuda_pieces_of(b, w, first), .pieces = b->pieces, .y = y,
-                           .y_stride = y_stride};
+                           .rows = *in, .y = y, .y_stride = y_stride};
+    if (in->integers.q != NULL) {
+        p.rows.integers = fl_cuda_integers_of(b, w, first);
+    }
+    p.rows.order = w->parts[first].order;
+    p.rows.n_pieces = fl_cuda_pieces_of(b, w, first);
     for (size_t i = first; i < end; i++) {
         fl_device_part part = {w->parts[i].data, w->parts[i].bias, (uint32_t)w->parts[i].n_rows};
         p.parts[i - first] = part;
@@ -530,20 +537,20 @@ static void fl_cuda_product_parts(fl_cuda_backend *b, const fl_cuda_rows *in, co
 }
 
 /* y += what the rows' adapters have for a part of w. */
-static void fl_cuda_adapt(fl_cuda_backend *b, const fl_cuda_rows *in, const fl_matrix *w, size_t part, float *y,
+static void fl_cuda_adapt(fl_cuda_backend *b, const fl_device_rows *in, const fl_matrix *w, size_t part, float *y,
                           size_t y_stride) {
     fl_cuda *c = b->cuda;
     fl_device_adapt adapt = {(const fl_device_low_rank *const *)(const void *)b->shape.adapters,
-                             (uint32_t)(w->low_rank + part), in->n, (uint32_t)in->most, (uint32_t)w->n_cols,
+                             (uint32_t)(w->low_rank + part), in->n, in->most, in->n_cols,
                              (uint32_t)w->parts[part].n_rows, in->x, in->stride, b->narrow,
                              fl_padded(b->o.limits.rank), y, y_stride};
     FL_CUDA_DO(c, adapt(c->device, &adapt));
 }
 
 /* y (rows, n) = the epilogue of y and b->apart */
-static void fl_cuda_combine(fl_cuda_backend *b, const fl_cuda_rows *in, int epilogue, size_t n, float *y) {
+static void fl_cuda_combine(fl_cuda_backend *b, const fl_device_rows *in, int epilogue, size_t n, float *y) {
     fl_cuda *c = b->cuda;
-    fl_device_combine combine = {epilogue, in->n, (uint32_t)in->most, (uint32_t)n, y, b->apart, fl_padded(n)};
+    fl_device_combine combine = {epilogue, in->n, in->most, (uint32_t)n, y, b->apart, fl_padded(n)};
     FL_CUDA_DO(c, combine(c->device, &combine));
 }
 
@@ -552,7 +559,7 @@ static bool fl_cuda_alike(const fl_part *a, const fl_part *b) {
 }
 
 /* y = x W^T + bias, or added to it; of adapters nothing. */
-static void fl_cuda_product(fl_cuda_backend *b, const fl_cuda_rows *in, const fl_matrix *w, int epilogue, float *y,
+static void fl_cuda_product(fl_cuda_backend *b, const fl_device_rows *in, const fl_matrix *w, int epilogue, float *y,
                             size_t y_stride) {
     for (size_t first = 0, end, column = 0; first < w->n_parts; first = end) {
         size_t begin = column;
@@ -563,9 +570,11 @@ static void fl_cuda_product(fl_cuda_backend *b, const fl_cuda_rows *in, const fl
     }
 }
 
-static fl_cuda_rows fl_cuda_rows_of(const fl_cuda_backend *b, const float *x, size_t n_cols, const float *norm,
-                                    float epsilon) {
-    fl_cuda_rows rows = {x, fl_padded(n_cols), &b->shape.counts->n_rows, NULL, b->shape.rows, norm, epsilon};
+static fl_device_rows fl_cuda_rows_of(const fl_cuda_backend *b, const float *x, size_t n_cols, const float *norm,
+                                      float epsilon) {
+    fl_device_rows rows = {.x = x, .stride = fl_padded(n_cols), .n = &b->shape.counts->n_rows,
+                           .most = (uint32_t)b->shape.rows, .n_cols = (uint32_t)n_cols, .norm = norm,
+                           .epsilon = epsilon};
     return rows;
 }
 
@@ -586,7 +595,7 @@ static void fl_cuda_embed(fl_backend *backend, const fl_matrix *table, const fl_
 static void fl_cuda_norm_qkv(fl_backend *backend, const fl_batch *batch, const float *x, const float *norm,
                              float epsilon, const fl_matrix *w, float *qkv) {
     fl_cuda_backend *b = fl_cuda_of(backend);
-    fl_cuda_rows rows = fl_cuda_rows_of(b, x, w->n_cols, norm, epsilon);
+    fl_device_rows rows = fl_cuda_rows_of(b, x, w->n_cols, norm, epsilon);
     (void)batch;
     fl_cuda_prepare(b, &rows, w);
     fl_cuda_product(b, &rows, w, FL_DEVICE_STORE, qkv, fl_padded(w->n_rows));
@@ -599,7 +608,7 @@ static void fl_cuda_norm_qkv(fl_backend *backend, const fl_batch *batch, const f
 static void fl_cuda_project_add(fl_backend *backend, const fl_batch *batch, const float *in, const fl_matrix *w,
                                 float *x) {
     fl_cuda_backend *b = fl_cuda_of(backend);
-    fl_cuda_rows rows = fl_cuda_rows_of(b, in, w->n_cols, NULL, 0);
+    fl_device_rows rows = fl_cuda_rows_of(b, in, w->n_cols, NULL, 0);
     (void)batch;
     size_t stride = fl_padded(w->n_rows);
     fl_cuda_prepare(b, &rows, w);
@@ -615,7 +624,7 @@ static void fl_cuda_project_add(fl_backend *backend, const fl_batch *batch, cons
 static void fl_cuda_norm_gate_up(fl_backend *backend, const fl_batch *batch, const float *x, const float *norm,
                                  float epsilon, const fl_matrix *w, float *h) {
     fl_cuda_backend *b = fl_cuda_of(backend);
-    fl_cuda_rows rows = fl_cuda_rows_of(b, x, w->n_cols, norm, epsilon);
+    fl_device_rows rows = fl_cuda_rows_of(b, x, w->n_cols, norm, epsilon);
     size_t n = w->parts[0].n_rows, stride = fl_padded(n);
     (void)batch;
     fl_cuda_prepare(b, &rows, w);
@@ -643,14 +652,14 @@ static void fl_cuda_choose(fl_cuda_backend *b, size_t n_wanted) {
 static void fl_cuda_norm_head(fl_backend *backend, const fl_batch *batch, const float *x, const float *norm,
                               float epsilon, const fl_matrix *head, size_t first, size_t n, float *logits) {
     fl_cuda_backend *b = fl_cuda_of(backend);
-    fl_cuda_rows rows = fl_cuda_rows_of(b, x, head->n_cols, norm, epsilon);
+    fl_device_rows rows = fl_cuda_rows_of(b, x, head->n_cols, norm, epsilon);
     fl_matrix part = *head; /* one part, as every head */
     size_t before = fl_cuda_matrix_bytes(head->parts[0].type, first, head->n_cols);
     (void)logits; /* brought there by fl_cuda_end */
     b->adapts = false; /* the head has none */
     rows.n = &b->shape.counts->n_wanted;
     rows.which = b->shape.wanted;
-    rows.most = batch->n_wanted;
+    rows.most = (uint32_t)batch->n_wanted;
     part.n_rows = part.parts[0].n_rows = n;
     part.parts[0].data = (const uint8_t *)head->parts[0].data + before;
     fl_cuda_prepare(b, &rows, &part);

@@ -136,6 +136,7 @@ int fl_replay(fl_device *d, size_t step) {
 extern "C" const fl_device_api *folollm_kernels(void) {
     static const fl_device_api api = {
         FOLOLLM_SOURCE_HASH, sizeof(fl_device), fl_error_text, fl_count, fl_open, fl_close, fl_about, fl_attend_bytes,
+        fl_product_bytes,
         fl_alloc, fl_release, fl_alloc_host, fl_release_host, fl_upload, fl_download, fl_copy, fl_wait,
         fl_pack, fl_embed, fl_rows, fl_multiply, fl_combine, fl_adapt, fl_rope_store, fl_attend_either, fl_choose,
         fl_record, fl_recorded, fl_replay,

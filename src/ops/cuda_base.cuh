@@ -59,7 +59,7 @@ inline int fl_said(cudaError_t error) {
 template <class... P>
 int fl_launch(fl_device *d, void (*kernel)(P...), dim3 grid, unsigned threads, size_t shared, P... arguments) {
     fl_current current(d);
-    if (shared > 48u << 10) { /* more than this must be asked for */
+    if (shared > 16u << 10) { /* more than 48 KiB must be asked for, with what a kernel has besides */
         cudaError_t error = cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                  (int)shared);
         if (error != cudaSuccess) {
@@ -175,11 +175,23 @@ __device__ __forceinline__ float fl_warp_most(float v) {
 __device__ __forceinline__ float fl_norm_scale(const float *x, uint32_t n, float epsilon) {
     uint32_t lane = threadIdx.x % FL_LANES;
     float sum = 0;
+#pragma unroll 8
     for (uint32_t i = lane; i < n; i += FL_LANES) {
         sum = __fmaf_rn(x[i], x[i], sum);
     }
     sum = fl_lanes_sum(sum);
     return __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(sum, (float)n), epsilon)));
+}
+
+#define FL_LINE 128 /* bytes */
+
+/* Has a line of memory come nearer; nobody waits for it. */
+__device__ __forceinline__ void fl_prefetch(const void *at) {
+#if __CUDA_ARCH__ >= 750
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+#else
+    (void)at;
+#endif
 }
 
 /* ---- Tensor cores, and copies to shared memory that nobody waits for -- */

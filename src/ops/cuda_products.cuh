@@ -6,6 +6,8 @@
  * Packed weights: a block of threads has sixteen rows of W. Sixteen half warps each multiply one unit of 32 columns, a
  * thread a row, as integers, exact in any order; then a thread for each output adds the units up, in order.
  *
+ * Few rows: every block makes them ready for itself, in shared memory, while the first weights are on their way.
+ *
  * Packed weights with many rows: tensor cores multiply the units, as exactly. A block of threads has a tile of 64 rows
  * of x and 64 of W, of gate and up 32 each, and each of its four warps a quarter of that. Stages of four units take
  * turns in shared memory: while one is multiplied, the next comes. A sum of a unit costs a lane three operations on
@@ -13,7 +15,7 @@
 #ifndef FL_CUDA_PRODUCTS_CUH
 #define FL_CUDA_PRODUCTS_CUH
 
-#include "ops/cuda_weights.cuh"
+#include "ops/cuda_rows.cuh"
 
 namespace {
 
@@ -93,22 +95,40 @@ __device__ __forceinline__ void fl_plain_chunk(const unsigned char *const w[MATR
     }
 }
 
-template <int TYPE, int MATRICES, int OUTS, int ROWS>
+/* The beginnings of the rows of W that half a warp has, a line to a thread. */
+template <int MATRICES, int OUTS>
+__device__ __forceinline__ void fl_plain_prefetch(const fl_device_product &a, const fl_place &p, uint32_t out,
+                                                  size_t row_bytes) {
+    constexpr uint32_t lines = FL_LANES / (MATRICES * OUTS); /* of a row */
+    uint32_t lane = threadIdx.x % FL_LANES, which = lane / lines, at = lane % lines * FL_LINE;
+    const fl_device_part &part = a.parts[p.part + which / OUTS];
+    if (at < row_bytes) {
+        fl_prefetch((const unsigned char *)part.data + min(out + which % OUTS, part.n_rows - 1) * row_bytes + at);
+    }
+}
+
+template <int TYPE, int MATRICES, int OUTS, int ROWS, bool NORM>
 __global__ void __launch_bounds__(FL_PLAIN_THREADS) fl_plain_kernel(fl_device_product a) {
+    FL_DYNAMIC_SHARED(shared); /* rows that are normed here */
     constexpr uint32_t teams = FL_PLAIN_THREADS / FL_LANES, lane_bytes = FL_STEPS * fl_plain_bytes<TYPE>();
-    uint32_t n = *a.n, first = blockIdx.y * ROWS, lane = threadIdx.x % FL_LANES;
+    uint32_t n = *a.rows.n, first = blockIdx.y * ROWS, lane = threadIdx.x % FL_LANES;
     if (first >= n) {
         return;
     }
     fl_place p = fl_place_of(a, blockIdx.x, teams * OUTS);
     uint32_t out = (p.block * teams + threadIdx.x / FL_LANES) * OUTS, n_outs = a.parts[p.part].n_rows;
-    size_t row_bytes = (size_t)fl_chunks(a.n_cols) * FL_LANES * lane_bytes;
+    size_t row_bytes = (size_t)fl_chunks(a.rows.n_cols) * FL_LANES * lane_bytes;
     const unsigned char *w[MATRICES][OUTS];
     const float *x[ROWS];
     float sums[MATRICES][OUTS][ROWS];
+    if (NORM) {
+        fl_plain_prefetch<MATRICES, OUTS>(a, p, out, row_bytes);
+        fl_norm_rows<NORM ? ROWS : 1>(a.rows, first, (float *)shared);
+    }
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
-        x[r] = a.x + min(first + r, n - 1) * a.x_stride; /* behind the last row: that again */
+        x[r] = NORM ? (const float *)shared + r * a.rows.stride
+                    : a.rows.x + min(first + r, n - 1) * a.rows.stride; /* behind the last row: that again */
 #pragma unroll
         for (int m = 0; m < MATRICES; m++) {
 #pragma unroll
@@ -127,11 +147,11 @@ __global__ void __launch_bounds__(FL_PLAIN_THREADS) fl_plain_kernel(fl_device_pr
     }
     uint32_t column = 0;
     size_t at = 0;
-    for (; column + FL_DEVICE_CHUNK <= a.n_cols; column += FL_DEVICE_CHUNK, at += FL_LANES * lane_bytes) {
-        fl_plain_chunk<TYPE, MATRICES, OUTS, ROWS, false>(w, at, x, column, a.n_cols, sums);
+    for (; column + FL_DEVICE_CHUNK <= a.rows.n_cols; column += FL_DEVICE_CHUNK, at += FL_LANES * lane_bytes) {
+        fl_plain_chunk<TYPE, MATRICES, OUTS, ROWS, false>(w, at, x, column, a.rows.n_cols, sums);
     }
-    if (column < a.n_cols) {
-        fl_plain_chunk<TYPE, MATRICES, OUTS, ROWS, true>(w, at, x, column, a.n_cols, sums);
+    if (column < a.rows.n_cols) {
+        fl_plain_chunk<TYPE, MATRICES, OUTS, ROWS, true>(w, at, x, column, a.rows.n_cols, sums);
     }
 #pragma unroll
     for (int o = 0; o < OUTS; o++) {
@@ -145,18 +165,24 @@ __global__ void __launch_bounds__(FL_PLAIN_THREADS) fl_plain_kernel(fl_device_pr
     }
 }
 
-template <int TYPE, int MATRICES, int OUTS, int ROWS>
+template <int TYPE, int MATRICES, int OUTS, int ROWS, bool NORM>
 int fl_plain_launch(fl_device *d, const fl_device_product *a) {
-    dim3 grid(fl_places(a, FL_PLAIN_THREADS / FL_LANES * OUTS), fl_blocks(a->most, ROWS), 1);
-    return fl_launch(d, fl_plain_kernel<TYPE, MATRICES, OUTS, ROWS>, grid, FL_PLAIN_THREADS, 0, *a);
+    dim3 grid(fl_places(a, FL_PLAIN_THREADS / FL_LANES * OUTS), fl_blocks(a->rows.most, ROWS), 1);
+    return fl_launch(d, fl_plain_kernel<TYPE, MATRICES, OUTS, ROWS, NORM>, grid, FL_PLAIN_THREADS,
+                     fl_floats_bytes(a->rows, ROWS), *a);
 }
 
 template <int TYPE, int MATRICES>
 int fl_plain_product(fl_device *d, const fl_device_product *a) {
-    return a->most == 1   ? fl_plain_launch<TYPE, MATRICES, 4 / MATRICES, 1>(d, a)
-           : a->most == 2 ? fl_plain_launch<TYPE, MATRICES, 4 / MATRICES, 2>(d, a)
-           : a->most <= 4 ? fl_plain_launch<TYPE, MATRICES, 4 / MATRICES, 4>(d, a)
-                          : fl_plain_launch<TYPE, MATRICES, 8 / MATRICES, 8>(d, a);
+    constexpr int outs = 4 / MATRICES;
+    if (a->rows.norm != NULL) {
+        return a->rows.most == 1 ? fl_plain_launch<TYPE, MATRICES, outs, 1, true>(d, a)
+                                 : fl_plain_launch<TYPE, MATRICES, outs, 2, true>(d, a);
+    }
+    return a->rows.most == 1   ? fl_plain_launch<TYPE, MATRICES, outs, 1, false>(d, a)
+           : a->rows.most == 2 ? fl_plain_launch<TYPE, MATRICES, outs, 2, false>(d, a)
+           : a->rows.most <= 4 ? fl_plain_launch<TYPE, MATRICES, outs, 4, false>(d, a)
+                               : fl_plain_launch<TYPE, MATRICES, 2 * outs, 8, false>(d, a);
 }
 
 /* ---- Packed -- */
@@ -171,14 +197,19 @@ struct fl_packed_round {
     float scales[FL_PACKED_TEAMS * HALVES][FL_LANES], mins[FL_PACKED_TEAMS][FL_LANES];
 };
 
+/* Rows of x as integers: those of a block, or all of them. */
+struct fl_packed_rows {
+    fl_device_integers integers;
+    uint32_t first, n, n_cols; /* the first of a block, and where they end */
+};
+
 /* The integers of one unit of one row of W with those of ROWS rows of x. */
 template <int TYPE, int ROWS>
-__device__ __forceinline__ void fl_packed_unit(const fl_device_product &a, const void *data, size_t slab, uint32_t unit,
-                                               uint32_t first, uint32_t n,
+__device__ __forceinline__ void fl_packed_unit(const fl_packed_rows &rows, const void *data, size_t slab, uint32_t unit,
                                                fl_packed_round<fl_halves(TYPE), ROWS> &round) {
     constexpr int halves = fl_halves(TYPE);
-    uint32_t lane = threadIdx.x % FL_LANES, team = threadIdx.x / FL_LANES, n_units = fl_units(a.n_cols);
-    fl_unit u = fl_unit_of(TYPE, data, a.n_cols, slab, unit);
+    uint32_t lane = threadIdx.x % FL_LANES, team = threadIdx.x / FL_LANES, n_units = fl_units(rows.n_cols);
+    fl_unit u = fl_unit_of(TYPE, data, rows.n_cols, slab, unit);
     fl_unit_row<TYPE> w = fl_unit_load<TYPE>(u, lane);
     uint32_t words[8];
     fl_unit_open<TYPE>(w, words);
@@ -191,8 +222,8 @@ __device__ __forceinline__ void fl_packed_unit(const fl_device_product &a, const
     }
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
-        size_t at = (size_t)min(first + r, n - 1) * n_units + unit;
-        const int4 *q = (const int4 *)(a.integers.q + at * FL_UNIT);
+        size_t at = (size_t)min(rows.first + r, rows.n - 1) * n_units + unit;
+        const int4 *q = (const int4 *)(rows.integers.q + at * FL_UNIT);
         int4 low = q[0], high = q[1];
         int x[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
@@ -209,13 +240,12 @@ __device__ __forceinline__ void fl_packed_unit(const fl_device_product &a, const
 
 /* total += the units [unit, n_units) of a round. */
 template <int TYPE, int ROWS>
-__device__ __forceinline__ float fl_packed_add(const fl_device_product &a, uint32_t unit, uint32_t row, uint32_t r,
-                                               uint32_t lane, const fl_packed_round<fl_halves(TYPE), ROWS> &round,
-                                               float total) {
+__device__ __forceinline__ float fl_packed_add(const fl_packed_rows &rows, uint32_t unit, uint32_t r, uint32_t lane,
+                                               const fl_packed_round<fl_halves(TYPE), ROWS> &round, float total) {
     constexpr uint32_t halves = fl_halves(TYPE);
-    uint32_t n_units = fl_units(a.n_cols), n = min(n_units - unit, (uint32_t)FL_PACKED_TEAMS);
-    const float *scales = a.integers.scales + (size_t)row * n_units + unit;
-    const float *minus = a.integers.minus + (size_t)row * n_units + unit;
+    uint32_t n_units = fl_units(rows.n_cols), n = min(n_units - unit, (uint32_t)FL_PACKED_TEAMS);
+    const float *scales = rows.integers.scales + (size_t)(rows.first + r) * n_units + unit;
+    const float *minus = rows.integers.minus + (size_t)(rows.first + r) * n_units + unit;
     for (uint32_t i = 0; i < n; i++) {
 #pragma unroll
         for (uint32_t h = 0; h < halves; h++) {
@@ -229,26 +259,69 @@ __device__ __forceinline__ float fl_packed_add(const fl_device_product &a, uint3
     return total;
 }
 
+/* The chunks of the first two rounds. */
+template <int TYPE>
+__device__ __forceinline__ void fl_packed_prefetch(const void *data, uint32_t n_cols, size_t slab) {
+    constexpr uint32_t sharers = FL_PACKED_THREADS / (2 * FL_PACKED_TEAMS / FL_CHUNK_UNITS); /* of a chunk */
+    static_assert(fl_slab_bytes(TYPE, FL_CHUNK_UNITS) <= sharers * FL_LINE, "a line to a thread");
+    uint32_t unit = threadIdx.x / sharers * FL_CHUNK_UNITS, at = threadIdx.x % sharers * FL_LINE;
+    if (unit < fl_units(n_cols)) {
+        fl_unit u = fl_unit_of(TYPE, data, n_cols, slab, unit);
+        if (at < fl_slab_bytes(TYPE, u.n_units)) {
+            fl_prefetch(u.slab + at);
+        }
+    }
+}
+
+__host__ __device__ __forceinline__ size_t fl_ready_bytes(const fl_device_rows &a, uint32_t n_rows) {
+    return fl_floats_bytes(a, n_rows) + n_rows * fl_units(a.n_cols) * (FL_UNIT + 2 * sizeof(float));
+}
+
+/* ROWS rows that a block makes ready, their floats in front if they are normed. */
+template <int ROWS>
+__device__ __forceinline__ fl_packed_rows fl_packed_ready(const fl_device_rows &a, uint32_t first,
+                                                          unsigned char *shared) {
+    size_t n_units = ROWS * fl_units(a.n_cols);
+    const float *x = a.x + first * a.stride;
+    unsigned char *q = shared + fl_floats_bytes(a, ROWS);
+    float *scales = (float *)(q + n_units * FL_UNIT);
+    fl_packed_rows rows = {{(int8_t *)q, scales, scales + n_units}, 0, ROWS, a.n_cols};
+    if (a.norm != NULL) {
+        fl_norm_rows<ROWS>(a, first, (float *)shared);
+        x = (const float *)shared;
+    }
+    fl_integers_rows<ROWS>(a, x, rows.integers);
+    __syncthreads();
+    return rows;
+}
+
 template <int TYPE, int MATRICES, int ROWS>
 __global__ void __launch_bounds__(FL_PACKED_THREADS) fl_packed_kernel(fl_device_product a) {
+    FL_DYNAMIC_SHARED(shared); /* rows that are made ready here */
+    constexpr bool fused = ROWS <= FL_DEVICE_FUSED_ROWS;
     __shared__ fl_packed_round<fl_halves(TYPE), ROWS> rounds[2];
-    uint32_t n = *a.n, first = blockIdx.y * ROWS, n_units = fl_units(a.n_cols);
+    uint32_t n = *a.rows.n, first = blockIdx.y * ROWS, n_units = fl_units(a.rows.n_cols);
     uint32_t lane = threadIdx.x % FL_LANES, team = threadIdx.x / FL_LANES, now = 0;
     if (first >= n) {
         return;
     }
     fl_place p = fl_place_of(a, blockIdx.x, FL_LANES);
+    fl_packed_rows rows = {a.rows.integers, first, n, a.rows.n_cols};
+    if (fused) {
+        fl_packed_prefetch<TYPE>(a.parts[p.part].data, a.rows.n_cols, p.block);
+        rows = fl_packed_ready<fused ? ROWS : 1>(a.rows, first, shared);
+    }
     float totals[MATRICES];
 #pragma unroll
     for (int m = 0; m < MATRICES; m++) {
         totals[m] = 0;
         for (uint32_t unit = 0; unit < n_units; unit += FL_PACKED_TEAMS, now ^= 1) {
             if (unit + team < n_units) {
-                fl_packed_unit<TYPE, ROWS>(a, a.parts[p.part + m].data, p.block, unit + team, first, n, rounds[now]);
+                fl_packed_unit<TYPE, ROWS>(rows, a.parts[p.part + m].data, p.block, unit + team, rounds[now]);
             }
             __syncthreads(); /* the next round has the other half: nobody waits for those that add */
             if (team < ROWS && first + team < n) {
-                totals[m] = fl_packed_add<TYPE, ROWS>(a, unit, first + team, team, lane, rounds[now], totals[m]);
+                totals[m] = fl_packed_add<TYPE, ROWS>(rows, unit, team, lane, rounds[now], totals[m]);
             }
         }
     }
@@ -260,8 +333,9 @@ __global__ void __launch_bounds__(FL_PACKED_THREADS) fl_packed_kernel(fl_device_
 
 template <int TYPE, int MATRICES, int ROWS>
 int fl_packed_launch(fl_device *d, const fl_device_product *a) {
-    dim3 grid(fl_places(a, FL_LANES), fl_blocks(a->most, ROWS), 1);
-    return fl_launch(d, fl_packed_kernel<TYPE, MATRICES, ROWS>, grid, FL_PACKED_THREADS, 0, *a);
+    dim3 grid(fl_places(a, FL_LANES), fl_blocks(a->rows.most, ROWS), 1);
+    size_t shared = ROWS <= FL_DEVICE_FUSED_ROWS ? fl_ready_bytes(a->rows, ROWS) : 0;
+    return fl_launch(d, fl_packed_kernel<TYPE, MATRICES, ROWS>, grid, FL_PACKED_THREADS, shared, *a);
 }
 
 /* ---- Packed, many rows -- */
@@ -295,14 +369,14 @@ template <int TYPE>
 __device__ __forceinline__ void fl_stage_x(const fl_device_product &a, uint32_t first, uint32_t n, uint32_t unit,
                                            fl_stage<TYPE> &to) {
     constexpr uint32_t halves = fl_halves(TYPE), per_row = 2 * FL_TILE_UNITS;
-    uint32_t n_units = fl_units(a.n_cols);
+    uint32_t n_units = fl_units(a.rows.n_cols);
 #pragma unroll
     for (uint32_t i = 0; i < FL_TILE * per_row / FL_TILE_THREADS; i++) { /* sixteen numbers each */
         uint32_t row = (threadIdx.x + i * FL_TILE_THREADS) / per_row, half = threadIdx.x % per_row;
         size_t at = (size_t)min(first + row, n - 1) * n_units + unit + half / 2;
         if (unit + half / 2 < n_units) {
             uint32_t part = halves == 2 ? half : half / 2, quad = fl_quads_at<8 / halves>(row, half % 2);
-            fl_copy<16>(&to.x[part][row][quad], a.integers.q + at * FL_UNIT + half % 2 * FL_LANES);
+            fl_copy<16>(&to.x[part][row][quad], a.rows.integers.q + at * FL_UNIT + half % 2 * FL_LANES);
         }
     }
 #pragma unroll
@@ -310,9 +384,9 @@ __device__ __forceinline__ void fl_stage_x(const fl_device_product &a, uint32_t 
         uint32_t row = (threadIdx.x + i * FL_TILE_THREADS) / FL_TILE_UNITS, u = threadIdx.x % FL_TILE_UNITS;
         size_t at = (size_t)min(first + row, n - 1) * n_units + unit + u;
         if (unit + u < n_units) {
-            fl_copy<4>(&to.x_scales[u][row], a.integers.scales + at);
+            fl_copy<4>(&to.x_scales[u][row], a.rows.integers.scales + at);
             if (fl_has_mins(TYPE)) {
-                fl_copy<4>(&to.x_minus[fl_has_mins(TYPE) ? u : 0][row], a.integers.minus + at);
+                fl_copy<4>(&to.x_minus[fl_has_mins(TYPE) ? u : 0][row], a.rows.integers.minus + at);
             }
         }
     }
@@ -325,10 +399,11 @@ __device__ __forceinline__ void fl_stage_x(const fl_device_product &a, uint32_t 
 template <int TYPE, int MATRICES>
 __device__ __forceinline__ void fl_stage_load(const fl_device_product &a, const fl_place &p, uint32_t unit,
                                               fl_unit_row<TYPE> w[FL_TILE_EACH]) {
-    uint32_t row = threadIdx.x % FL_TILE, slab = row / FL_LANES, matrix = slab % MATRICES, n_units = fl_units(a.n_cols);
+    uint32_t n_units = fl_units(a.rows.n_cols);
+    uint32_t row = threadIdx.x % FL_TILE, slab = row / FL_LANES, matrix = slab % MATRICES;
     const fl_device_part &part = a.parts[p.part + matrix];
     slab = min(p.block * (FL_TILE / FL_LANES / MATRICES) + slab / MATRICES, (part.n_rows - 1) / FL_LANES);
-    fl_unit u = fl_unit_of(TYPE, part.data, a.n_cols, slab, unit); /* whose chunk has all of the stage */
+    fl_unit u = fl_unit_of(TYPE, part.data, a.rows.n_cols, slab, unit); /* whose chunk has all of the stage */
 #pragma unroll
     for (uint32_t i = 0; i < FL_TILE_EACH; i++) { /* behind the last unit: that again */
         uint32_t at = min(unit + threadIdx.x / FL_TILE + i * (FL_TILE_THREADS / FL_TILE), n_units - 1);
@@ -440,7 +515,7 @@ __device__ __forceinline__ void fl_tile_put(const fl_device_product &a, const fl
 template <int TYPE, int MATRICES>
 __global__ void __launch_bounds__(FL_TILE_THREADS) fl_tile_kernel(fl_device_product a) {
     __shared__ fl_stage<TYPE> stages[2];
-    uint32_t n = *a.n, first = blockIdx.y * FL_TILE, n_units = fl_units(a.n_cols), now = 0;
+    uint32_t n = *a.rows.n, first = blockIdx.y * FL_TILE, n_units = fl_units(a.rows.n_cols), now = 0;
     if (first >= n) {
         return;
     }
@@ -471,17 +546,19 @@ __global__ void __launch_bounds__(FL_TILE_THREADS) fl_tile_kernel(fl_device_prod
 
 template <int TYPE, int MATRICES>
 int fl_tile_launch(fl_device *d, const fl_device_product *a) {
-    dim3 grid(fl_places(a, FL_TILE / MATRICES), fl_blocks(a->most, FL_TILE), 1);
+    dim3 grid(fl_places(a, FL_TILE / MATRICES), fl_blocks(a->rows.most, FL_TILE), 1);
     return fl_launch(d, fl_tile_kernel<TYPE, MATRICES>, grid, FL_TILE_THREADS, 0, *a);
 }
 
 template <int TYPE, int MATRICES>
 int fl_packed_product(fl_device *d, const fl_device_product *a) {
-    return a->most == 1             ? fl_packed_launch<TYPE, MATRICES, 1>(d, a)
-           : a->most == 2           ? fl_packed_launch<TYPE, MATRICES, 2>(d, a)
-           : a->most <= 4           ? fl_packed_launch<TYPE, MATRICES, 4>(d, a)
-           : a->most <= FL_FEW_ROWS ? fl_packed_launch<TYPE, MATRICES, 8>(d, a)
-                                    : fl_tile_launch<TYPE, MATRICES>(d, a);
+    if (a->rows.integers.q == NULL) {
+        return a->rows.most == 1 ? fl_packed_launch<TYPE, MATRICES, 1>(d, a)
+                                 : fl_packed_launch<TYPE, MATRICES, 2>(d, a);
+    }
+    return a->rows.most <= 4             ? fl_packed_launch<TYPE, MATRICES, 4>(d, a)
+           : a->rows.most <= FL_FEW_ROWS ? fl_packed_launch<TYPE, MATRICES, 8>(d, a)
+                                         : fl_tile_launch<TYPE, MATRICES>(d, a);
 }
 
 /* ---- Either -- */

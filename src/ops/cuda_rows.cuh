@@ -22,22 +22,130 @@ int fl_embed(fl_device *d, const fl_device_embed *a) {
     return fl_launch(d, fl_embed_kernel, dim3(a->most, 1, 1), 256, 0, *a);
 }
 
-/* ---- Rows for a product -- */
+/* ---- Rows for a product: a block of threads together -- */
 
-/* A unit of a row, a number a thread. */
-__device__ __forceinline__ void fl_integers_unit(const fl_device_rows &a, float x, uint32_t row, uint32_t unit,
-                                                 uint32_t n_units, bool broken) {
-    uint32_t lane = threadIdx.x % FL_WARP;
-    size_t at = (size_t)row * n_units + unit;
-    float largest = fl_warp_most(fl_most(x, __fsub_rn(0.0f, x)));
+__device__ __forceinline__ const float *fl_row_of(const fl_device_rows &a, uint32_t row) {
+    return a.x + (a.which != NULL ? a.which[row] : row) * a.stride;
+}
+
+/* ROWS rows, behind the last one that again, normed, to shared memory: to (ROWS, stride). */
+template <int ROWS>
+__device__ __forceinline__ void fl_norm_rows(const fl_device_rows &a, uint32_t first, float *to) {
+    static_assert(ROWS <= FL_WARP / FL_LANES, "half a warp for each row");
+    __shared__ float scales[ROWS];
+    uint32_t stride = (uint32_t)a.stride, team = threadIdx.x / FL_LANES;
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        const float *x = fl_row_of(a, min(first + r, *a.n - 1));
+#pragma unroll 8
+        for (uint32_t i = threadIdx.x; i < a.n_cols; i += blockDim.x) {
+            to[r * stride + i] = x[i];
+        }
+    }
+    __syncthreads();
+    if (threadIdx.x < FL_WARP) {
+        float scale = fl_norm_scale(to + min(team, ROWS - 1u) * stride, a.n_cols, a.epsilon);
+        if (threadIdx.x % FL_LANES == 0 && team < ROWS) {
+            scales[team] = scale;
+        }
+    }
+    __syncthreads();
+#pragma unroll 8
+    for (uint32_t i = threadIdx.x; i < a.n_cols; i += blockDim.x) {
+        float norm = a.norm[i];
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            to[r * stride + i] = __fmul_rn(__fmul_rn(to[r * stride + i], scales[r]), norm);
+        }
+    }
+    __syncthreads();
+}
+
+#define FL_EACH 8 /* numbers of a unit that a thread has */
+#define FL_SHARERS (FL_UNIT / FL_EACH)
+
+/* Those of a row from `column` on; behind the last, zeros. */
+__device__ __forceinline__ void fl_each_load(const fl_device_rows &a, const float *x, uint32_t column,
+                                             float numbers[FL_EACH]) {
+    if (a.order == NULL && column + FL_EACH <= a.n_cols) {
+        float4 low = *(const float4 *)(x + column), high = *(const float4 *)(x + column + 4);
+        numbers[0] = low.x, numbers[1] = low.y, numbers[2] = low.z, numbers[3] = low.w;
+        numbers[4] = high.x, numbers[5] = high.y, numbers[6] = high.z, numbers[7] = high.w;
+        return;
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < FL_EACH; i++) {
+        uint32_t at = column + i;
+        numbers[i] = at < a.n_cols ? x[a.order != NULL ? a.order[at] : at] : 0.0f;
+    }
+}
+
+/* A unit as integers, by the threads that share it; all of their warp must come. Returns whether it is finite. */
+__device__ __forceinline__ bool fl_each_store(const float numbers[FL_EACH], bool exists, size_t unit,
+                                              const fl_device_integers &to) {
+    float largest = 0;
+    uint32_t words[FL_EACH / 4] = {0};
+    int sum = 0;
+    bool finite = true;
+#pragma unroll
+    for (int i = 0; i < FL_EACH; i++) {
+        largest = fl_most(largest, fabsf(numbers[i]));
+        finite = finite && fl_finite(numbers[i]);
+    }
+    for (int half = FL_SHARERS / 2; half > 0; half /= 2) {
+        largest = fl_most(largest, __shfl_xor_sync(FL_EVERY, largest, half));
+    }
     float inverse = largest >= 1e-30f ? __fdiv_rn(127.0f, largest) : 0.0f; /* below, it comes near the largest float */
-    float q = fl_most(fl_least(rintf(__fmul_rn(x, inverse)), 127.0f), -127.0f);
-    int half = fl_lanes_isum((int)q), all = half + __shfl_xor_sync(FL_EVERY, half, FL_LANES);
+#pragma unroll
+    for (int i = 0; i < FL_EACH; i++) {
+        int q = (int)fl_most(fl_least(rintf(__fmul_rn(numbers[i], inverse)), 127.0f), -127.0f);
+        words[i / 4] |= ((uint32_t)q & 255u) << i % 4 * 8;
+        sum += q;
+    }
+    for (int half = FL_SHARERS / 2; half > 0; half /= 2) {
+        sum += __shfl_xor_sync(FL_EVERY, sum, half);
+    }
     float scale = inverse != 0 ? __fdiv_rn(largest, 127.0f) : 0.0f;
-    a.integers.q[at * FL_UNIT + lane] = (int8_t)(int)q;
-    if (lane == 0) {
-        a.integers.scales[at] = broken ? __uint_as_float(0x7FC00000u) : scale;
-        a.integers.minus[at] = __fmul_rn(-scale, (float)all);
+    uint32_t sharer = threadIdx.x % FL_SHARERS;
+    if (exists) {
+        *(uint2 *)(to.q + unit * FL_UNIT + sharer * FL_EACH) = make_uint2(words[0], words[1]);
+    }
+    if (exists && sharer == 0) {
+        to.scales[unit] = scale;
+        to.minus[unit] = __fmul_rn(-scale, (float)sum);
+    }
+    return finite;
+}
+
+/* Rows x (ROWS, stride) as integers: to (ROWS, units). The scales of a row that is not finite are no numbers. Threads
+ * must meet before they read them. */
+template <int ROWS>
+__device__ __forceinline__ void fl_integers_rows(const fl_device_rows &a, const float *x,
+                                                 const fl_device_integers &to) {
+    __shared__ uint32_t broken[ROWS];
+    constexpr uint32_t at_once = FL_WARP / FL_SHARERS; /* units of a warp */
+    uint32_t n_units = fl_units(a.n_cols), lane = threadIdx.x % FL_WARP;
+    if (threadIdx.x < ROWS) {
+        broken[threadIdx.x] = 0;
+    }
+    __syncthreads();
+    for (uint32_t u = threadIdx.x / FL_WARP * at_once; u < n_units; u += blockDim.x / FL_SHARERS) {
+        uint32_t unit = u + lane / FL_SHARERS;
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            float numbers[FL_EACH];
+            fl_each_load(a, x + r * a.stride, unit * FL_UNIT + lane % FL_SHARERS * FL_EACH, numbers);
+            if (!fl_each_store(numbers, unit < n_units, (size_t)r * n_units + unit, to)) {
+                atomicExch(&broken[r], 1u);
+            }
+        }
+    }
+    __syncthreads();
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        for (uint32_t u = threadIdx.x; broken[r] != 0 && u < n_units; u += blockDim.x) {
+            to.scales[r * n_units + u] = __uint_as_float(0x7FC00000u);
+        }
     }
 }
 
@@ -59,60 +167,34 @@ __device__ __forceinline__ void fl_pieces_row(const fl_device_rows &a, const flo
 
 __global__ void __launch_bounds__(FL_ROWS_THREADS) fl_rows_kernel(fl_device_rows a) {
     FL_DYNAMIC_SHARED(shared); /* a row of floats that is to be normed */
-    __shared__ float norm_scale;
-    __shared__ uint32_t broken;
-    uint32_t row = blockIdx.x, n_units = fl_units(a.n_cols);
+    uint32_t row = blockIdx.x;
     if (row >= *a.n) {
         return;
     }
-    const float *x = a.x + (a.which != NULL ? a.which[row] : row) * a.stride;
-    if (threadIdx.x == 0) {
-        broken = 0;
-    }
+    const float *x = fl_row_of(a, row);
     if (a.norm != NULL) {
-        float *copy = (float *)shared;
-        for (uint32_t i = threadIdx.x; i < a.n_cols; i += blockDim.x) {
-            copy[i] = x[i];
+        fl_norm_rows<1>(a, row, (float *)shared);
+        x = (const float *)shared;
+        for (uint32_t i = threadIdx.x; a.normed != NULL && i < a.n_cols; i += blockDim.x) {
+            a.normed[row * a.stride + i] = x[i];
         }
-        __syncthreads();
-        if (threadIdx.x < FL_WARP) {
-            float scale = fl_norm_scale(copy, a.n_cols, a.epsilon);
-            if (threadIdx.x == 0) {
-                norm_scale = scale;
-            }
-        }
-        __syncthreads();
-        for (uint32_t i = threadIdx.x; i < a.n_cols; i += blockDim.x) {
-            copy[i] = __fmul_rn(__fmul_rn(copy[i], norm_scale), a.norm[i]);
-            if (a.normed != NULL) {
-                a.normed[row * a.stride + i] = copy[i];
-            }
-        }
-        x = copy;
     }
-    __syncthreads();
     if (a.n_pieces > 0) {
         fl_pieces_row(a, x, row);
     }
-    if (a.integers.q == NULL) {
-        return;
-    }
-    for (uint32_t i = threadIdx.x; i < a.n_cols; i += blockDim.x) {
-        if (!fl_finite(x[i])) {
-            atomicExch(&broken, 1u);
-        }
-    }
-    __syncthreads();
-    for (uint32_t u = threadIdx.x / FL_WARP; u < n_units; u += FL_ROWS_THREADS / FL_WARP) {
-        uint32_t i = u * FL_UNIT + threadIdx.x % FL_WARP;
-        float number = i < a.n_cols ? x[a.order != NULL ? a.order[i] : i] : 0.0f;
-        fl_integers_unit(a, number, row, u, n_units, broken != 0);
+    if (a.integers.q != NULL) {
+        size_t at = (size_t)row * fl_units(a.n_cols);
+        fl_device_integers to = {a.integers.q + at * FL_UNIT, a.integers.scales + at, a.integers.minus + at};
+        fl_integers_rows<1>(a, x, to);
     }
 }
 
+__host__ __device__ __forceinline__ size_t fl_floats_bytes(const fl_device_rows &a, uint32_t n_rows) {
+    return a.norm != NULL ? n_rows * a.stride * sizeof(float) : 0;
+}
+
 int fl_rows(fl_device *d, const fl_device_rows *a) {
-    size_t shared = a->norm != NULL ? a->n_cols * sizeof(float) : 0;
-    return fl_launch(d, fl_rows_kernel, dim3(a->most, 1, 1), FL_ROWS_THREADS, shared, *a);
+    return fl_launch(d, fl_rows_kernel, dim3(a->most, 1, 1), FL_ROWS_THREADS, fl_floats_bytes(*a, 1), *a);
 }
 
 /* ---- Rotation and the KV cache -- */

@@ -8,7 +8,7 @@
  * then takes all that it needs for two products with one load of sixteen bytes.
  *
  * Up to FL_FEW_ROWS_MAX rows, warps have segments of sixteen rows of W, and what they give is added up in shared
- * memory: the speed is that of memory, and this keeps most of W on its way. More rows: a block has a tile of 64 or 128
+ * memory: the speed is that of memory, and this keeps most of W on its way. One or two rows are made ready here. More: a block has a tile of 64 or 128
  * rows of W and 64 of x, and stages of 64 columns come to shared memory one behind the other. */
 #ifndef FL_CUDA_TENSOR_CUH
 #define FL_CUDA_TENSOR_CUH
@@ -67,17 +67,17 @@ struct fl_segment_sums { /* of the warps of a block, [lane][number of fl_mma_bf1
 /* Rows of a segment as they are multiplied, made by a warp for itself. */
 template <int PIECES>
 struct fl_segment_rows {
-    alignas(16) unsigned short numbers[PIECES][FL_DEVICE_SPLIT_ROWS][FL_SEGMENT_CHUNKS * FL_DEVICE_CHUNK];
+    alignas(16) unsigned short numbers[PIECES][FL_DEVICE_FUSED_ROWS][FL_SEGMENT_CHUNKS * FL_DEVICE_CHUNK];
 };
 
 template <int PIECES>
-__device__ __forceinline__ void fl_segment_split(const fl_device_product &a, uint32_t n, uint32_t segment,
-                                                 fl_segment_rows<PIECES> &to) {
+__device__ __forceinline__ void fl_segment_split(const fl_device_product &a, const float *x, uint32_t n,
+                                                 uint32_t segment, fl_segment_rows<PIECES> &to) {
     uint32_t begin = segment * FL_SEGMENT_CHUNKS * FL_DEVICE_CHUNK;
     for (uint32_t i = threadIdx.x % FL_WARP; i < n * FL_SEGMENT_CHUNKS * FL_DEVICE_CHUNK; i += FL_WARP) {
         uint32_t row = i / (FL_SEGMENT_CHUNKS * FL_DEVICE_CHUNK), at = i % (FL_SEGMENT_CHUNKS * FL_DEVICE_CHUNK);
         unsigned short pieces[2];
-        fl_split<true>(begin + at < a.n_cols ? a.x[row * a.x_stride + begin + at] : 0.0f, pieces);
+        fl_split<true>(begin + at < a.rows.n_cols ? x[row * a.rows.stride + begin + at] : 0.0f, pieces);
 #pragma unroll
         for (int p = 0; p < PIECES; p++) {
             to.numbers[p][row][fl_chunk_place(at)] = pieces[p];
@@ -93,7 +93,7 @@ __device__ __forceinline__ fl_right<PIECES> fl_segment_right(const fl_device_pro
                                                              const fl_segment_rows<PIECES> *rows) {
     fl_right<PIECES> x;
     uint32_t at = chunk * FL_DEVICE_CHUNK + (slab * FL_SLABS + threadIdx.x % FL_SLABS) * FL_STEPS;
-    size_t begin = (row * (size_t)fl_chunks(a.n_cols) + segment * FL_SEGMENT_CHUNKS) * FL_DEVICE_CHUNK;
+    size_t begin = (row * (size_t)fl_chunks(a.rows.n_cols) + segment * FL_SEGMENT_CHUNKS) * FL_DEVICE_CHUNK;
 #pragma unroll
     for (int p = 0; p < PIECES; p++) {
         if (row >= n) {
@@ -101,7 +101,7 @@ __device__ __forceinline__ fl_right<PIECES> fl_segment_right(const fl_device_pro
         } else if (SPLITS) {
             x.piece[p] = fl_eight(&rows->numbers[p][row][at]);
         } else {
-            x.piece[p] = fl_eight(a.pieces.piece[p] + begin + at);
+            x.piece[p] = fl_eight(a.rows.pieces.piece[p] + begin + at);
         }
     }
     return x;
@@ -109,12 +109,13 @@ __device__ __forceinline__ fl_right<PIECES> fl_segment_right(const fl_device_pro
 
 template <int MATRICES, int PIECES, int TILES, bool SPLITS>
 __device__ __forceinline__ void fl_segment_products(const fl_device_product &a, const fl_place &p, uint32_t first,
-                                                    uint32_t n, uint32_t segment, fl_segment_rows<PIECES> *rows,
+                                                    uint32_t n, uint32_t segment, const float *x_rows,
+                                                    fl_segment_rows<PIECES> *rows,
                                                     float4 to[MATRICES][TILES][FL_WARP]) {
-    uint32_t lane = threadIdx.x % FL_WARP, g = lane / 4, chunks = fl_chunks(a.n_cols);
+    uint32_t lane = threadIdx.x % FL_WARP, g = lane / 4, chunks = fl_chunks(a.rows.n_cols);
     float sums[MATRICES][TILES][4] = {};
     if (SPLITS) {
-        fl_segment_split<PIECES>(a, n, segment, *rows);
+        fl_segment_split<PIECES>(a, x_rows, n, segment, *rows);
     }
     for (uint32_t c = 0; c < min(chunks - segment * FL_SEGMENT_CHUNKS, (uint32_t)FL_SEGMENT_CHUNKS); c++) {
         fl_left w[MATRICES][FL_SLABS];
@@ -148,21 +149,45 @@ __device__ __forceinline__ void fl_segment_products(const fl_device_product &a, 
     }
 }
 
+/* What a warp has of W first comes nearer, while rows are made ready: two lines a thread. */
+template <int MATRICES>
+__device__ __forceinline__ void fl_segment_prefetch(const fl_device_product &a, const fl_place &p, uint32_t segment) {
+    uint32_t lane = threadIdx.x % FL_WARP, row_bytes = fl_chunks(a.rows.n_cols) * FL_DEVICE_CHUNK * 2;
+    uint32_t at = segment * FL_SEGMENT_CHUNKS * FL_DEVICE_CHUNK * 2 + lane / FL_M * FL_LINE;
+#pragma unroll
+    for (int m = 0; m < MATRICES; m++) {
+        uint32_t out = min(p.block * FL_M + lane % FL_M, a.parts[p.part + m].n_rows - 1);
+        const unsigned char *w = (const unsigned char *)a.parts[p.part + m].data + (size_t)out * row_bytes;
+        for (uint32_t half = 0; half < FL_SEGMENT_CHUNKS && at + 2 * half * FL_LINE < row_bytes; half++) {
+            fl_prefetch(w + at + 2 * half * FL_LINE);
+        }
+    }
+}
+
 template <int MATRICES, int PIECES, int TILES, bool SPLITS>
 __global__ void __launch_bounds__(FL_FEW_WARPS *FL_WARP) fl_tensor_few_kernel(fl_device_product a) {
+    FL_DYNAMIC_SHARED(shared); /* rows that are to be normed */
     __shared__ fl_segment_sums<MATRICES, TILES> sums;
     __shared__ fl_segment_rows<PIECES> rows[SPLITS ? FL_FEW_WARPS : 1];
     constexpr uint32_t numbers = TILES * FL_M * FL_N;
-    uint32_t n = *a.n, first = blockIdx.y * (TILES * FL_N), warp = threadIdx.x / FL_WARP;
-    uint32_t warps = blockDim.x / FL_WARP, n_segments = fl_segments(a.n_cols);
+    uint32_t n = *a.rows.n, first = blockIdx.y * (TILES * FL_N), warp = threadIdx.x / FL_WARP;
+    uint32_t warps = blockDim.x / FL_WARP, n_segments = fl_segments(a.rows.n_cols);
     if (first >= n) {
         return;
     }
     fl_place p = fl_place_of(a, blockIdx.x, FL_M);
+    const float *x = a.rows.x;
+    if (SPLITS && warp < n_segments) {
+        fl_segment_prefetch<MATRICES>(a, p, warp);
+    }
+    if (SPLITS && a.rows.norm != NULL) {
+        fl_norm_rows<FL_DEVICE_FUSED_ROWS>(a.rows, first, (float *)shared);
+        x = (const float *)shared;
+    }
     float totals[MATRICES][TILES * 4] = {}; /* of numbers threadIdx.x + i * blockDim.x */
     for (uint32_t round = 0; round < n_segments; round += warps) {
         if (round + warp < n_segments) {
-            fl_segment_products<MATRICES, PIECES, TILES, SPLITS>(a, p, first, n, round + warp,
+            fl_segment_products<MATRICES, PIECES, TILES, SPLITS>(a, p, first, n, round + warp, x,
                                                                  &rows[SPLITS ? warp : 0], sums.parts[warp]);
         }
         __syncthreads();
@@ -192,9 +217,10 @@ __global__ void __launch_bounds__(FL_FEW_WARPS *FL_WARP) fl_tensor_few_kernel(fl
 
 template <int MATRICES, int PIECES, int TILES, bool SPLITS>
 int fl_tensor_few_launch(fl_device *d, const fl_device_product *a) {
-    dim3 grid(fl_places(a, FL_M), fl_blocks(a->most, TILES * FL_N), 1);
-    unsigned warps = fl_segments(a->n_cols) < FL_FEW_WARPS ? fl_segments(a->n_cols) : FL_FEW_WARPS;
-    return fl_launch(d, fl_tensor_few_kernel<MATRICES, PIECES, TILES, SPLITS>, grid, warps * FL_WARP, 0, *a);
+    dim3 grid(fl_places(a, FL_M), fl_blocks(a->rows.most, TILES * FL_N), 1);
+    unsigned warps = fl_segments(a->rows.n_cols) < FL_FEW_WARPS ? fl_segments(a->rows.n_cols) : FL_FEW_WARPS;
+    size_t shared = SPLITS ? fl_floats_bytes(a->rows, FL_DEVICE_FUSED_ROWS) : 0;
+    return fl_launch(d, fl_tensor_few_kernel<MATRICES, PIECES, TILES, SPLITS>, grid, warps * FL_WARP, shared, *a);
 }
 
 /* ---- Many rows -- */
@@ -216,7 +242,7 @@ template <int MATRICES, int PIECES, int M>
 __device__ __forceinline__ void fl_many_load(const fl_device_product &a, const fl_place &p, uint32_t first, uint32_t n,
                                              uint32_t stage, fl_many_stage<PIECES, M> &to) {
     constexpr uint32_t w_rows = 2 * M * FL_M;
-    uint32_t chunks = fl_chunks(a.n_cols), quarter = threadIdx.x % 4;
+    uint32_t chunks = fl_chunks(a.rows.n_cols), quarter = threadIdx.x % 4;
     size_t begin = (size_t)stage * FL_MANY_SLABS * 4 + quarter; /* of a row, in sixteen bytes */
 #pragma unroll
     for (uint32_t i = threadIdx.x / 4; i < FL_MANY_SLABS * w_rows; i += FL_MANY_THREADS / 4) {
@@ -232,7 +258,7 @@ __device__ __forceinline__ void fl_many_load(const fl_device_product &a, const f
         size_t at = (size_t)min(first + row, n - 1) * chunks * FL_LANES + begin + slab * 4;
 #pragma unroll
         for (int k = 0; k < PIECES; k++) {
-            fl_copy<16>(&to.x[k][slab][row][quarter], (const uint4 *)a.pieces.piece[k] + at);
+            fl_copy<16>(&to.x[k][slab][row][quarter], (const uint4 *)a.rows.pieces.piece[k] + at);
         }
     }
 }
@@ -291,7 +317,7 @@ __global__ void __launch_bounds__(FL_MANY_THREADS) fl_tensor_many_kernel(fl_devi
     FL_DYNAMIC_SHARED(shared);
     constexpr uint32_t per_segment = FL_SEGMENT_CHUNKS * FL_SLABS / FL_MANY_SLABS;
     fl_many_stage<PIECES, M> *stages = (fl_many_stage<PIECES, M> *)shared;
-    uint32_t n = *a.n, first = blockIdx.y * FL_MANY_ROWS, n_stages = fl_chunks(a.n_cols) * FL_SLABS / FL_MANY_SLABS;
+    uint32_t n = *a.rows.n, first = blockIdx.y * FL_MANY_ROWS, n_stages = fl_chunks(a.rows.n_cols) * FL_SLABS / FL_MANY_SLABS;
     if (first >= n) {
         return;
     }
@@ -325,7 +351,7 @@ __global__ void __launch_bounds__(FL_MANY_THREADS) fl_tensor_many_kernel(fl_devi
 
 template <int MATRICES, int PIECES, int M>
 int fl_tensor_many_launch(fl_device *d, const fl_device_product *a) {
-    dim3 grid(fl_places(a, 2 * M * FL_M / MATRICES), fl_blocks(a->most, FL_MANY_ROWS), 1);
+    dim3 grid(fl_places(a, 2 * M * FL_M / MATRICES), fl_blocks(a->rows.most, FL_MANY_ROWS), 1);
     return fl_launch(d, fl_tensor_many_kernel<MATRICES, PIECES, M>, grid, FL_MANY_THREADS,
                      FL_MANY_STAGES * sizeof(fl_many_stage<PIECES, M>), *a);
 }
@@ -335,18 +361,24 @@ int fl_tensor_many_launch(fl_device *d, const fl_device_product *a) {
 /* Large tiles read less, if there are enough of them for two on each multiprocessor. */
 template <int MATRICES, int PIECES>
 int fl_tensor_product(fl_device *d, const fl_device_product *a) {
-    size_t large = (size_t)fl_places(a, 8 * FL_M / MATRICES) * fl_blocks(a->most, FL_MANY_ROWS);
-    return a->most <= FL_DEVICE_SPLIT_ROWS ? fl_tensor_few_launch<MATRICES, PIECES, 1, true>(d, a)
-           : a->most <= FL_N               ? fl_tensor_few_launch<MATRICES, PIECES, 1, false>(d, a)
-           : a->most <= 2 * FL_N           ? fl_tensor_few_launch<MATRICES, PIECES, 2, false>(d, a)
-           : a->most <= FL_FEW_ROWS_MAX    ? fl_tensor_few_launch<MATRICES, PIECES, 4, false>(d, a)
+    size_t large = (size_t)fl_places(a, 8 * FL_M / MATRICES) * fl_blocks(a->rows.most, FL_MANY_ROWS);
+    return a->rows.pieces.piece[0] == NULL ? fl_tensor_few_launch<MATRICES, PIECES, 1, true>(d, a)
+           : a->rows.most <= FL_N               ? fl_tensor_few_launch<MATRICES, PIECES, 1, false>(d, a)
+           : a->rows.most <= 2 * FL_N           ? fl_tensor_few_launch<MATRICES, PIECES, 2, false>(d, a)
+           : a->rows.most <= FL_FEW_ROWS_MAX    ? fl_tensor_few_launch<MATRICES, PIECES, 4, false>(d, a)
            : large >= 2 * (size_t)d->n_multiprocessors ? fl_tensor_many_launch<MATRICES, PIECES, 4>(d, a)
                                            : fl_tensor_many_launch<MATRICES, PIECES, 2>(d, a);
 }
 
+size_t fl_product_bytes(const fl_device_rows *a) {
+    size_t exact = 2 * sizeof(fl_packed_round<2, FL_DEVICE_FUSED_ROWS>);
+    size_t tensor = sizeof(fl_segment_sums<2, 1>) + FL_FEW_WARPS * sizeof(fl_segment_rows<2>);
+    return fl_ready_bytes(*a, FL_DEVICE_FUSED_ROWS) + (exact > tensor ? exact : tensor);
+}
+
 int fl_multiply(fl_device *d, const fl_device_product *a) {
     bool both = a->epilogue == FL_DEVICE_GATE_UP;
-    switch (a->n_pieces) {
+    switch (a->rows.n_pieces) {
     case 0: return fl_product(d, a);
     case 1: return both ? fl_tensor_product<2, 1>(d, a) : fl_tensor_product<1, 1>(d, a);
     default: return both ? fl_tensor_product<2, 2>(d, a) : fl_tensor_product<1, 2>(d, a);

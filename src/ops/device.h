@@ -19,10 +19,14 @@
 
 #define FL_DEVICE_STEPS 128   /* steps that are recorded, at most */
 #define FL_DEVICE_CHUNK 128   /* columns of a plain matrix that lie together: [lane of 16][8 steps] */
-#define FL_DEVICE_SPLIT_ROWS 4 /* that a product makes pieces of by itself, at most */
 #define FL_DEVICE_QUERIES 16  /* query rows of an attention tile, at most */
 #define FL_DEVICE_FLASH_QUERIES 64 /* the same on tensor cores */
 #define FL_DEVICE_HEAD_DIM 256 /* at most */
+
+/* So many rows, at most, a product makes ready itself, every block of threads anew: a kernel in front of it would take
+ * longer. Two, as half a warp sums the squares of a row and one warp does it, and as rows of 4096 floats and their
+ * integers take 21 KiB of shared memory each: with two, four blocks still share a multiprocessor that has 228. */
+#define FL_DEVICE_FUSED_ROWS 2
 
 enum { /* as fl_dtype numbers them */
     FL_DEVICE_F32,
@@ -97,10 +101,10 @@ typedef struct fl_device_pieces {
     uint16_t *piece[2]; /* (rows, chunks, 16, 8) */
 } fl_device_pieces;
 
-/* Rows made ready for a product: normed, as pieces, as integers, any or none of it. */
+/* Rows to be made ready for a product: normed, as pieces, as integers, any or none of it. */
 typedef struct fl_device_rows {
     const float *x; /* (rows, stride) */
-    size_t stride;
+    size_t stride;  /* an odd multiple of sixteen: two rows meet different banks of shared memory */
     const uint32_t *which; /* rows of x, or NULL: all of them */
     const uint32_t *n;     /* on the device */
     uint32_t most, n_cols;
@@ -110,7 +114,7 @@ typedef struct fl_device_rows {
     fl_device_integers integers; /* q NULL: none */
     const uint32_t *order;       /* of their columns; NULL: their own */
     uint32_t n_pieces;           /* 0: none */
-    fl_device_pieces pieces;
+    fl_device_pieces pieces;     /* those for bf16 weights on tensor cores */
 } fl_device_rows;
 
 typedef struct fl_device_part {
@@ -121,20 +125,15 @@ typedef struct fl_device_part {
 
 enum { FL_DEVICE_STORE, FL_DEVICE_ADD, FL_DEVICE_GATE_UP }; /* see cpu.c */
 
-/* y = epilogue of x W^T. All parts have one type. */
+/* y = epilogue of x W^T. All parts have one type. Rows that are ready have no norm, and integers for packed types, or
+ * pieces for bf16 if n_pieces is not 0, which then meet the weights on tensor cores, unlike on the CPU; up to
+ * FL_DEVICE_FUSED_ROWS of them are made ready by what is missing. */
 typedef struct fl_device_product {
     int type, epilogue;
     fl_device_part parts[3];
-    uint32_t n_parts, n_cols;
-    const uint32_t *n; /* rows of x, on the device */
-    uint32_t most;
-    const float *x; /* (rows, x_stride): plain types */
-    size_t x_stride;
-    fl_device_integers integers; /* packed types */
-    uint32_t n_pieces; /* bf16 weights: 0: multiplied as floats, exactly as the CPU; else on tensor cores, with so many
-                          pieces of a float: of x if most is at most FL_DEVICE_SPLIT_ROWS, and else those here */
-    fl_device_pieces pieces;
-    float *y;                    /* (rows, y_stride) */
+    uint32_t n_parts;
+    fl_device_rows rows;
+    float *y; /* (rows, y_stride) */
     size_t y_stride;
 } fl_device_product;
 
@@ -263,6 +262,7 @@ typedef struct fl_device_api {
     void (*close)(fl_device *d); /* allowed after an open that failed */
     int (*about)(fl_device *d, fl_device_info *info);
     size_t (*attend_bytes)(uint32_t queries, uint32_t head_dim); /* of shared memory */
+    size_t (*product_bytes)(const fl_device_rows *a); /* of shared memory, at most, where a product makes them ready */
 
     int (*alloc)(fl_device *d, size_t n_bytes, void **out);
     void (*release)(fl_device *d, void *p);
