@@ -563,6 +563,30 @@ __global__ static void never_waits(const uint32_t *in) {
     }
 }
 
+__global__ static void follows_or_not(unsigned which) {
+    if (threadIdx.x != which) {
+        fl_follow();
+    }
+}
+
+static void test_following(void) {
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = config.blockDim = dim3(40);
+    config.attrs = &early;
+    OK(cudaLaunchKernelEx(&config, follows_or_not, 7u)); /* without the attribute it need not */
+    config.numAttrs = 1;
+    OK(cudaLaunchKernelEx(&config, follows_or_not, 40u));
+    OK(cudaDeviceSynchronize());
+    Ending e = in_child([&] {
+        cudaLaunchKernelEx(&config, follows_or_not, 7u);
+        cudaDeviceSynchronize();
+    });
+    CHECK(e.aborts_saying("a kernel that may come early did not wait for those in front of it"));
+}
+
 static void test_shared_copies(void) {
     std::vector<uint32_t> host(256);
     Array<uint32_t> in(host.size()), out(192);
@@ -1488,6 +1512,7 @@ int main(void) {
     check_halves<true>();
     test_tiles();
     test_shared_copies();
+    test_following();
     if (!TSAN) {
         test_order();
         test_kernel_faults();

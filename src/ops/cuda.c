@@ -755,7 +755,7 @@ FL_LOCAL folollm_status fl_cuda_start(fl_cuda_backend *b, fl_cuda *cuda, folollm
     b->staging = staging;
     if (b->o.n_pieces > 0 && !cuda->info.multiplies_bf16) {
         return fl_fail(error, FOLOLLM_E_UNSUPPORTED,
-                       "options.device_floats: CUDA device %u, %s, has no tensor cores for bf16, which come with compute "
+                       "options.device_floats: CUDA device %u, %s, has no tensor cores for bf16: it is below compute "
                        "capability 8.0", (uint64_t)cuda->ordinal, cuda->info.name);
     }
     size_t head_dim = b->o.limits.head_dim, room = (size_t)cuda->info.shared_bytes;

@@ -1,5 +1,5 @@
-/* The CUDA backend: ops.h over the kernels of folollm_kernels.cu (device.h). It gives the bits of the CPU backend, unless
- * fl_cuda_options.n_pieces says otherwise.
+/* The CUDA backend: ops.h over the kernels of folollm_kernels.cu (device.h). It gives the bits of the CPU backend,
+ * unless fl_cuda_options.n_pieces says otherwise.
  *
  * An op only starts its kernels: they run one after the other in the device's stream, and fl_ops.end waits. A failure
  * is kept until fl_cuda_status asks for it, and makes everything until then do nothing. Steps that only decode are

@@ -402,6 +402,7 @@ template <int KV, int QUERIES>
 __global__ void __launch_bounds__(FL_DEVICE_HEAD_DIM, QUERIES <= 4 ? 2 : 1)
 fl_attend_kernel(const __grid_constant__ fl_device_attend a) {
     FL_DYNAMIC_SHARED(shared);
+    fl_follow();
     if (blockIdx.x >= a.heads.counts->n_tiles) {
         return;
     }
@@ -470,6 +471,7 @@ fl_attend_kernel(const __grid_constant__ fl_device_attend a) {
 
 /* The parts of a row and head. */
 __global__ void __launch_bounds__(FL_DEVICE_HEAD_DIM) fl_merge_kernel(fl_device_attend a) {
+    fl_follow();
     uint32_t row = blockIdx.x, d = a.heads.kv.head_dim, group = a.heads.n_heads / a.heads.kv.n_kv_heads;
     uint32_t head = a.kv_head * group + blockIdx.y, begin, end;
     if (row >= a.heads.counts->n_rows) {

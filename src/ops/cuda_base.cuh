@@ -26,6 +26,7 @@ struct fl_device {
     int ordinal, n_multiprocessors;
     cudaStream_t stream;
     bool owns_stream;
+    bool follows; /* kernels come before those in front of them are over: see fl_follow */
     cudaGraphExec_t steps[FL_DEVICE_STEPS];
 };
 
@@ -71,6 +72,11 @@ int fl_launch(fl_device *d, void (*kernel)(P...), dim3 grid, unsigned threads, s
     how.blockDim = dim3(threads, 1, 1);
     how.dynamicSmemBytes = shared;
     how.stream = d->stream;
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    how.attrs = &early;
+    how.numAttrs = d->follows ? 1 : 0;
     return fl_said(cudaLaunchKernelEx(&how, kernel, arguments...));
 }
 
@@ -193,6 +199,19 @@ __device__ __forceinline__ void fl_prefetch(const void *at) {
     (void)at;
 #endif
 }
+
+/* Every thread of every kernel calls this before it reads or writes anything but weights, which may be prefetched.
+ * From compute capability 9.0 on (programmatic dependent launch), a kernel's blocks come as soon as all of the kernel
+ * in front have begun, and wait here until that is over and what it wrote can be seen. As it waited, too, so is all
+ * before it. */
+#ifndef FL_TENSOR_CORES
+__device__ __forceinline__ void fl_follow() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+#endif
 
 /* ---- Tensor cores, and copies to shared memory that nobody waits for -- */
 

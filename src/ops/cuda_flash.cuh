@@ -356,8 +356,9 @@ __device__ __forceinline__ void fl_flash_put(const fl_tile &w, const fl_flash<PI
 }
 
 template <bool BF16, int PIECES, int D, bool SHARES>
-__global__ void __launch_bounds__(FL_FLASH_THREADS) fl_flash_kernel(const __grid_constant__ fl_device_attend a) {
+__global__ void __launch_bounds__(FL_FLASH_THREADS, 2) fl_flash_kernel(const __grid_constant__ fl_device_attend a) {
     FL_DYNAMIC_SHARED(shared);
+    fl_follow();
     fl_flash_room<D, SHARES> &room = *(fl_flash_room<D, SHARES> *)shared;
     if (blockIdx.x >= a.heads.counts->n_tiles) {
         return;

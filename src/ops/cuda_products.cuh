@@ -6,7 +6,8 @@
  * Packed weights: a block of threads has sixteen rows of W. Sixteen half warps each multiply one unit of 32 columns, a
  * thread a row, as integers, exact in any order; then a thread for each output adds the units up, in order.
  *
- * Few rows: every block makes them ready for itself, in shared memory, while the first weights are on their way.
+ * The first weights of a block are on their way before it may look at its rows, and few of these it makes ready for
+ * itself, in shared memory.
  *
  * Packed weights with many rows: tensor cores multiply the units, as exactly. A block of threads has a tile of 64 rows
  * of x and 64 of W, of gate and up 32 each, and each of its four warps a quarter of that. Stages of four units take
@@ -111,18 +112,19 @@ template <int TYPE, int MATRICES, int OUTS, int ROWS, bool NORM>
 __global__ void __launch_bounds__(FL_PLAIN_THREADS) fl_plain_kernel(fl_device_product a) {
     FL_DYNAMIC_SHARED(shared); /* rows that are normed here */
     constexpr uint32_t teams = FL_PLAIN_THREADS / FL_LANES, lane_bytes = FL_STEPS * fl_plain_bytes<TYPE>();
+    fl_place p = fl_place_of(a, blockIdx.x, teams * OUTS);
+    uint32_t out = (p.block * teams + threadIdx.x / FL_LANES) * OUTS, n_outs = a.parts[p.part].n_rows;
+    size_t row_bytes = (size_t)fl_chunks(a.rows.n_cols) * FL_LANES * lane_bytes;
+    fl_plain_prefetch<MATRICES, OUTS>(a, p, out, row_bytes);
+    fl_follow();
     uint32_t n = *a.rows.n, first = blockIdx.y * ROWS, lane = threadIdx.x % FL_LANES;
     if (first >= n) {
         return;
     }
-    fl_place p = fl_place_of(a, blockIdx.x, teams * OUTS);
-    uint32_t out = (p.block * teams + threadIdx.x / FL_LANES) * OUTS, n_outs = a.parts[p.part].n_rows;
-    size_t row_bytes = (size_t)fl_chunks(a.rows.n_cols) * FL_LANES * lane_bytes;
     const unsigned char *w[MATRICES][OUTS];
     const float *x[ROWS];
     float sums[MATRICES][OUTS][ROWS];
     if (NORM) {
-        fl_plain_prefetch<MATRICES, OUTS>(a, p, out, row_bytes);
         fl_norm_rows<NORM ? ROWS : 1>(a.rows, first, (float *)shared);
     }
 #pragma unroll
@@ -300,15 +302,16 @@ __global__ void __launch_bounds__(FL_PACKED_THREADS) fl_packed_kernel(fl_device_
     FL_DYNAMIC_SHARED(shared); /* rows that are made ready here */
     constexpr bool fused = ROWS <= FL_DEVICE_FUSED_ROWS;
     __shared__ fl_packed_round<fl_halves(TYPE), ROWS> rounds[2];
+    fl_place p = fl_place_of(a, blockIdx.x, FL_LANES);
+    fl_packed_prefetch<TYPE>(a.parts[p.part].data, a.rows.n_cols, p.block);
+    fl_follow();
     uint32_t n = *a.rows.n, first = blockIdx.y * ROWS, n_units = fl_units(a.rows.n_cols);
     uint32_t lane = threadIdx.x % FL_LANES, team = threadIdx.x / FL_LANES, now = 0;
     if (first >= n) {
         return;
     }
-    fl_place p = fl_place_of(a, blockIdx.x, FL_LANES);
     fl_packed_rows rows = {a.rows.integers, first, n, a.rows.n_cols};
     if (fused) {
-        fl_packed_prefetch<TYPE>(a.parts[p.part].data, a.rows.n_cols, p.block);
         rows = fl_packed_ready<fused ? ROWS : 1>(a.rows, first, shared);
     }
     float totals[MATRICES];
@@ -514,6 +517,7 @@ __device__ __forceinline__ void fl_tile_put(const fl_device_product &a, const fl
 
 template <int TYPE, int MATRICES>
 __global__ void __launch_bounds__(FL_TILE_THREADS) fl_tile_kernel(fl_device_product a) {
+    fl_follow();
     __shared__ fl_stage<TYPE> stages[2];
     uint32_t n = *a.rows.n, first = blockIdx.y * FL_TILE, n_units = fl_units(a.rows.n_cols), now = 0;
     if (first >= n) {
@@ -584,6 +588,7 @@ int fl_product(fl_device *d, const fl_device_product *a) {
 }
 
 __global__ void fl_combine_kernel(fl_device_combine a) {
+    fl_follow();
     for (uint32_t i = threadIdx.x; i < a.n_cols && blockIdx.x < *a.n; i += blockDim.x) {
         size_t at = blockIdx.x * a.stride + i;
         a.y[at] = a.epilogue == FL_DEVICE_GATE_UP ? fl_silu_mul(a.y[at], a.u[at]) : __fadd_rn(a.y[at], a.u[at]);
@@ -605,6 +610,7 @@ __device__ __forceinline__ float fl_lanes_dot(const float *a, const float *b, ui
 }
 
 __global__ void fl_narrow_kernel(fl_device_adapt a) {
+    fl_follow();
     uint32_t row = blockIdx.x, teams = blockDim.x / FL_LANES, team = threadIdx.x / FL_LANES;
     if (row >= *a.n || a.adapters[row] == NULL) {
         return;
@@ -620,6 +626,7 @@ __global__ void fl_narrow_kernel(fl_device_adapt a) {
 }
 
 __global__ void fl_widen_kernel(fl_device_adapt a) {
+    fl_follow();
     uint32_t row = blockIdx.x, out = blockIdx.y * (blockDim.x / FL_LANES) + threadIdx.x / FL_LANES;
     if (row >= *a.n || a.adapters[row] == NULL) {
         return;

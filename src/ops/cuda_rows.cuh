@@ -9,6 +9,7 @@ namespace {
 /* ---- Embedding -- */
 
 __global__ void fl_embed_kernel(fl_device_embed a) {
+    fl_follow();
     if (blockIdx.x >= a.counts->n_rows) {
         return;
     }
@@ -167,6 +168,7 @@ __device__ __forceinline__ void fl_pieces_row(const fl_device_rows &a, const flo
 
 __global__ void __launch_bounds__(FL_ROWS_THREADS) fl_rows_kernel(fl_device_rows a) {
     FL_DYNAMIC_SHARED(shared); /* a row of floats that is to be normed */
+    fl_follow();
     uint32_t row = blockIdx.x;
     if (row >= *a.n) {
         return;
@@ -358,6 +360,7 @@ __device__ __forceinline__ void fl_head_turn(const fl_device_heads &a, uint32_t 
 /* A warp for every head of every row, those of V too. */
 __global__ void __launch_bounds__(FL_ROPE_WARPS * FL_WARP) fl_rope_kernel(fl_device_rope a) {
     FL_DYNAMIC_SHARED(shared); /* a head for each warp */
+    fl_follow();
     uint32_t d = a.heads.kv.head_dim, warp = threadIdx.x / FL_WARP, row = blockIdx.x;
     uint32_t head = blockIdx.y * FL_ROPE_WARPS + warp;
     if (row >= a.heads.counts->n_rows || head >= a.heads.n_heads + 2 * a.heads.kv.n_kv_heads) {

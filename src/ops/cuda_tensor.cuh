@@ -8,8 +8,9 @@
  * then takes all that it needs for two products with one load of sixteen bytes.
  *
  * Up to FL_FEW_ROWS_MAX rows, warps have segments of sixteen rows of W, and what they give is added up in shared
- * memory: the speed is that of memory, and this keeps most of W on its way. One or two rows are made ready here. More: a block has a tile of 64 or 128
- * rows of W and 64 of x, and stages of 64 columns come to shared memory one behind the other. */
+ * memory: the speed is that of memory, and this keeps most of W on its way. One or two rows are made ready here. With
+ * more rows a block has a tile of 64 or 128 rows of W and 64 of x, and stages of 64 columns come to shared memory one
+ * behind the other. */
 #ifndef FL_CUDA_TENSOR_CUH
 #define FL_CUDA_TENSOR_CUH
 
@@ -149,7 +150,7 @@ __device__ __forceinline__ void fl_segment_products(const fl_device_product &a, 
     }
 }
 
-/* What a warp has of W first comes nearer, while rows are made ready: two lines a thread. */
+/* What a warp has of W first comes nearer: two lines a thread. */
 template <int MATRICES>
 __device__ __forceinline__ void fl_segment_prefetch(const fl_device_product &a, const fl_place &p, uint32_t segment) {
     uint32_t lane = threadIdx.x % FL_WARP, row_bytes = fl_chunks(a.rows.n_cols) * FL_DEVICE_CHUNK * 2;
@@ -170,16 +171,17 @@ __global__ void __launch_bounds__(FL_FEW_WARPS *FL_WARP) fl_tensor_few_kernel(fl
     __shared__ fl_segment_sums<MATRICES, TILES> sums;
     __shared__ fl_segment_rows<PIECES> rows[SPLITS ? FL_FEW_WARPS : 1];
     constexpr uint32_t numbers = TILES * FL_M * FL_N;
-    uint32_t n = *a.rows.n, first = blockIdx.y * (TILES * FL_N), warp = threadIdx.x / FL_WARP;
-    uint32_t warps = blockDim.x / FL_WARP, n_segments = fl_segments(a.rows.n_cols);
+    uint32_t warp = threadIdx.x / FL_WARP, warps = blockDim.x / FL_WARP, n_segments = fl_segments(a.rows.n_cols);
+    fl_place p = fl_place_of(a, blockIdx.x, FL_M);
+    if (warp < n_segments) {
+        fl_segment_prefetch<MATRICES>(a, p, warp);
+    }
+    fl_follow();
+    uint32_t n = *a.rows.n, first = blockIdx.y * (TILES * FL_N);
     if (first >= n) {
         return;
     }
-    fl_place p = fl_place_of(a, blockIdx.x, FL_M);
     const float *x = a.rows.x;
-    if (SPLITS && warp < n_segments) {
-        fl_segment_prefetch<MATRICES>(a, p, warp);
-    }
     if (SPLITS && a.rows.norm != NULL) {
         fl_norm_rows<FL_DEVICE_FUSED_ROWS>(a.rows, first, (float *)shared);
         x = (const float *)shared;
@@ -315,9 +317,11 @@ __device__ __forceinline__ void fl_many_put(const fl_device_product &a, const fl
 template <int MATRICES, int PIECES, int M>
 __global__ void __launch_bounds__(FL_MANY_THREADS) fl_tensor_many_kernel(fl_device_product a) {
     FL_DYNAMIC_SHARED(shared);
+    fl_follow();
     constexpr uint32_t per_segment = FL_SEGMENT_CHUNKS * FL_SLABS / FL_MANY_SLABS;
     fl_many_stage<PIECES, M> *stages = (fl_many_stage<PIECES, M> *)shared;
-    uint32_t n = *a.rows.n, first = blockIdx.y * FL_MANY_ROWS, n_stages = fl_chunks(a.rows.n_cols) * FL_SLABS / FL_MANY_SLABS;
+    uint32_t n = *a.rows.n, first = blockIdx.y * FL_MANY_ROWS;
+    uint32_t n_stages = fl_chunks(a.rows.n_cols) * FL_SLABS / FL_MANY_SLABS;
     if (first >= n) {
         return;
     }

@@ -57,6 +57,7 @@ __device__ __forceinline__ void fl_plain_load(const unsigned char *at, float w[F
 
 template <class T>
 __global__ void fl_pack_kernel(fl_device_pack a) {
+    fl_follow();
     size_t row = blockIdx.x, chunks = fl_chunks(a.n_cols);
     const T *from = (const T *)a.from + row * a.n_cols;
     T *to = (T *)a.to + row * chunks * FL_DEVICE_CHUNK;

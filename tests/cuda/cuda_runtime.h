@@ -341,6 +341,10 @@ shim_lane *shim_warp_product(void);     /* which counts */
 /* With room for one more, of so many bytes. */
 shim_copies *shim_thread_copies(const void *to, const void *from, size_t n);
 
+/* A kernel that is launched before those in front of it are over must wait for them: with a thread that returns without
+ * it, a fault. */
+void fl_follow(void);
+
 /* mma.m16n8k16 and mma.m16n8k32 of signed bytes: every lane shows what it holds, then takes the quads it needs. */
 template <int QUADS> static inline void fl_mma(int sums[4], const uint32_t *a, const uint32_t *b, int start) {
     static_assert(QUADS == 4 || QUADS == 8, "");

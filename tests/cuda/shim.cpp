@@ -188,6 +188,7 @@ struct Thread {
     uint3 index;
     unsigned number;
     Doing doing;
+    bool followed; /* waited for the kernels in front of its own */
     int line; /* where it waits */
     shim_warp_kind kind;
     unsigned mask, source;
@@ -204,6 +205,7 @@ struct Work {
     const void *kernel;
     dim3 grid, block;
     size_t shared;
+    bool early; /* comes before those in front of it are over, unless it waits */
 };
 
 static const Work *work;
@@ -378,6 +380,9 @@ static void run_threads(void) {
         ORDER_AFTER(&block_begins);
         work->thread();
         ORDER_BEFORE(&block_ends);
+        if (!now->followed) {
+            fault("a kernel that may come early did not wait for those in front of it");
+        }
         now->doing = RETURNED;
         warps[now->number / 32].returned |= 1u << now->number % 32;
         n_returned++;
@@ -407,6 +412,7 @@ static void run_block(void) {
         t->fiber = nullptr;
         t->number = i;
         copies[i].n = lane_turns[i] = 0;
+        t->followed = !work->early;
         t->index = uint3{i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
         warps[i / 32].exist |= 1u << i % 32;
     }
@@ -611,6 +617,11 @@ shim_copies *shim_thread_copies(const void *to, const void *from, size_t n) {
         fault("too many copies to shared memory that nobody waited for");
     }
     return pending;
+}
+
+void fl_follow(void) {
+    check_in_kernel("fl_follow");
+    now->followed = true;
 }
 
 void shim_fence(void) {
@@ -1864,6 +1875,16 @@ static cudaError_t check_launch(Runtime *r, const cudaLaunchConfig_t *config, co
     return cudaSuccess;
 }
 
+static bool comes_early(const cudaLaunchConfig_t *config) {
+    for (unsigned i = 0; i < config->numAttrs; i++) {
+        const cudaLaunchAttribute &a = config->attrs[i];
+        if (a.id == cudaLaunchAttributeProgrammaticStreamSerialization) {
+            return a.val.programmaticStreamSerializationAllowed != 0;
+        }
+    }
+    return false;
+}
+
 cudaError_t shim_launch(const cudaLaunchConfig_t *config, const void *kernel, std::function<void()> thread) {
     Call call(SHIM_cudaLaunchKernelEx);
     Runtime *r = call.r;
@@ -1881,7 +1902,8 @@ cudaError_t shim_launch(const cudaLaunchConfig_t *config, const void *kernel, st
     Op op = {};
     op.kind = Kind::kernel;
     op.work = std::make_shared<const Work>(
-        Work{std::move(thread), kernel, config->gridDim, config->blockDim, config->dynamicSmemBytes});
+        Work{std::move(thread), kernel, config->gridDim, config->blockDim, config->dynamicSmemBytes,
+             comes_early(config)});
     return call.give(hand_in(r, s, op));
 }
 
