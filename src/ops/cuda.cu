@@ -63,7 +63,7 @@ int fl_about(fl_device *d, fl_device_info *info) {
     info->shared_bytes = p.sharedMemPerBlockOptin;
     info->multiplies_bf16 = p.major >= 8;
     d->n_multiprocessors = p.multiProcessorCount;
-    d->follows = p.major >= 9;
+    d->follows = p.major >= 9 && CUDART_VERSION >= 12030; /* before, no graph had such launches */
     return 0;
 }
 

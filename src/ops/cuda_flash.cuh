@@ -122,11 +122,11 @@ __device__ __forceinline__ void fl_flash_queries(const fl_tile &w, const fl_flas
 /* Tokens [first, first + FL_FLASH_KEYS); zeros from `end` on. */
 template <int D>
 __device__ __forceinline__ void fl_flash_load(const fl_tile &w, uint32_t first, uint32_t end, fl_flash_stage<D> &to) {
-    constexpr uint32_t eights = D / 8, page_eights = FL_FLASH_THREADS / eights;
+    constexpr uint32_t eights = D / 8;
     uint32_t at = threadIdx.x % eights;
 #pragma unroll
-    for (uint32_t i = threadIdx.x / eights; i < FL_FLASH_KEYS; i += page_eights) {
-        uint32_t token = first + i;
+    for (uint32_t k = 0; k < FL_FLASH_KEYS; k += FL_FLASH_THREADS / eights) {
+        uint32_t i = k + threadIdx.x / eights, token = first + i;
         if (token < end) {
             size_t in = (size_t)(token % w.a->heads.kv.page_tokens) * eights + at;
             fl_copy<16>(&to.k[i][at], (const uint4 *)fl_block_of(w, w.a->heads.kv.k, token) + in);

@@ -243,24 +243,24 @@ struct fl_many_stage {
 template <int MATRICES, int PIECES, int M>
 __device__ __forceinline__ void fl_many_load(const fl_device_product &a, const fl_place &p, uint32_t first, uint32_t n,
                                              uint32_t stage, fl_many_stage<PIECES, M> &to) {
-    constexpr uint32_t w_rows = 2 * M * FL_M;
+    constexpr uint32_t w_rows = 2 * M * FL_M, at_once = FL_MANY_THREADS / 4;
     uint32_t chunks = fl_chunks(a.rows.n_cols), quarter = threadIdx.x % 4;
     size_t begin = (size_t)stage * FL_MANY_SLABS * 4 + quarter; /* of a row, in sixteen bytes */
 #pragma unroll
-    for (uint32_t i = threadIdx.x / 4; i < FL_MANY_SLABS * w_rows; i += FL_MANY_THREADS / 4) {
-        uint32_t row = i % w_rows, slab = i / w_rows, sixteen = row / FL_M;
+    for (uint32_t k = 0; k < FL_MANY_SLABS * w_rows; k += at_once) {
+        uint32_t i = k + threadIdx.x / 4, row = i % w_rows, slab = i / w_rows, sixteen = row / FL_M;
         const fl_device_part &part = a.parts[p.part + sixteen % MATRICES];
         uint32_t out = (p.block * (2 * M / MATRICES) + sixteen / MATRICES) * FL_M + row % FL_M;
         size_t at = (size_t)min(out, part.n_rows - 1) * chunks * FL_LANES;
         fl_copy<16>(&to.w[slab][row][quarter], (const uint4 *)part.data + at + begin + slab * 4);
     }
 #pragma unroll
-    for (uint32_t i = threadIdx.x / 4; i < FL_MANY_SLABS * FL_MANY_ROWS; i += FL_MANY_THREADS / 4) {
-        uint32_t row = i % FL_MANY_ROWS, slab = i / FL_MANY_ROWS;
+    for (uint32_t k = 0; k < FL_MANY_SLABS * FL_MANY_ROWS; k += at_once) {
+        uint32_t i = k + threadIdx.x / 4, row = i % FL_MANY_ROWS, slab = i / FL_MANY_ROWS;
         size_t at = (size_t)min(first + row, n - 1) * chunks * FL_LANES + begin + slab * 4;
 #pragma unroll
-        for (int k = 0; k < PIECES; k++) {
-            fl_copy<16>(&to.x[k][slab][row][quarter], (const uint4 *)a.rows.pieces.piece[k] + at);
+        for (int piece = 0; piece < PIECES; piece++) {
+            fl_copy<16>(&to.x[piece][slab][row][quarter], (const uint4 *)a.rows.pieces.piece[piece] + at);
         }
     }
 }
