@@ -14,7 +14,8 @@
 #define ADAPTER "tests/vectors/adapters/all" /* for it */
 #define MODEL "examples/models/tiny-shakespeare" /* head_dim 64: attention on tensor cores, too */
 
-#pragma weak shim_get_counts /* a device has none */
+#pragma weak shim_get_counts /* a device has none of these */
+#pragma weak shim_set_capability
 
 /* ---- Products -- */
 
