@@ -160,10 +160,11 @@ static fl_cuda_backend cuda;
 static fl_cuda device;
 static fl_arena host_arena, device_arena;
 static side sides[2]; /* CPU, CUDA */
+static float angles[CONTEXT * FL_DEVICE_HEAD_DIM]; /* of all positions */
 static uint32_t tables[SEQS][CONTEXT / FL_PAGE_TOKENS];
 
-static void layout_side(side *s, fl_arena *arena, fl_arena *angles, const layer_case *c, const fl_limits *limits) {
-    fl_activations_layout(&s->a, arena, angles, limits);
+static void layout_side(side *s, fl_arena *arena, const layer_case *c, const fl_limits *limits) {
+    fl_activations_layout(&s->a, arena, limits, s == &sides[0]);
     fl_kv kv = {c->kv, NULL, NULL, 1, SEQS * CONTEXT / FL_PAGE_TOKENS, c->n_kv_heads, c->head_dim};
     s->kv = kv;
     s->kv.k = fl_take(arena, 1, fl_kv_offset(&kv, 1, 0, 0));
@@ -179,9 +180,9 @@ static void layout_sides(const layer_case *c) {
     fl_cuda_options o = {.limits = limits, .vocab = c->vocab, .context = CONTEXT, .n_heads = c->n_heads,
                          .n_wanted = ROWS_MAX};
     fl_cpu_layout(&cpu, &host_arena, &limits, 1);
-    layout_side(&sides[0], &host_arena, &host_arena, c, &limits);
+    layout_side(&sides[0], &host_arena, c, &limits);
     fl_cuda_layout(&cuda, &device_arena, &o);
-    layout_side(&sides[1], &device_arena, NULL, c, &limits);
+    layout_side(&sides[1], &device_arena, c, &limits);
 }
 
 static void open_sides(const layer_case *c, fl_upload *upload, const fl_weights *w) {
@@ -203,7 +204,10 @@ static void open_sides(const layer_case *c, fl_upload *upload, const fl_weights 
     demand(fl_cuda_start(&cuda, &device, &error));
     sides[0].backend = &cpu.base;
     sides[1].backend = &cuda.base;
-    sides[1].a.angles = fl_cuda_angles(&cuda);
+    for (size_t i = 0; i < (size_t)CONTEXT * c->head_dim; i++) {
+        angles[i] = random_float();
+    }
+    fl_cuda_angles(&cuda, angles, 0, CONTEXT);
     for (uint32_t i = 0; i < SEQS * CONTEXT / FL_PAGE_TOKENS; i++) { /* pages of all in one another */
         tables[i % SEQS][i / SEQS] = i * 7 % (SEQS * CONTEXT / FL_PAGE_TOKENS);
     }
@@ -286,6 +290,14 @@ static int kernels_are_few(const fl_matrix *w, bool norm, bool is_gate_up, size_
     return shim_get_counts == NULL || n == products + (fused ? 0 : fl_max(orders, norm));
 }
 
+/* The CPU wants those of the rows. */
+static void take_angles(const layer_case *c, const fl_batch *batch) {
+    for (size_t row = 0; row < batch->n_rows; row++) {
+        const float *from = angles + (size_t)batch->positions[row] * c->head_dim;
+        memcpy(sides[0].a.angles + row * c->head_dim, from, c->head_dim * sizeof *from);
+    }
+}
+
 /* Every op of a layer on both sides; each must leave the same bits. */
 static void check_ops(const layer_case *c, const fl_batch *batch) {
     size_t d = c->head_dim, qkv = (size_t)(c->n_heads + 2 * c->n_kv_heads) * d, q = (size_t)c->n_heads * d;
@@ -299,9 +311,7 @@ static void check_ops(const layer_case *c, const fl_batch *batch) {
         (void)l;                                                       \
         call;                                                          \
     }
-    for (size_t i = 0; i < n * d; i++) {
-        sides[0].a.angles[i] = sides[1].a.angles[i] = random_float();
-    }
+    take_angles(c, batch);
     BOTH(CHECK(!ops->begin(s->backend, batch)))
     BOTH(ops->embed(s->backend, &s->weights->embedding, batch, s->a.x))
     CHECK_TEXT(rows_are_equal(sides[0].a.x, sides[1].a.x, n, c->dim, fl_padded(c->dim)), "embed");
@@ -348,9 +358,7 @@ static void check_step(const layer_case *c, const fl_batch *batch) {
     size_t q = (size_t)c->n_heads * c->head_dim, n = batch->n_rows, n_logits = batch->n_wanted * c->vocab;
     float *logits[2] = {take(n_logits * sizeof(float)), take(n_logits * sizeof(float))};
     fl_slice whole = {c->n_kv_heads, c->vocab, false};
-    for (size_t i = 0; i < n * c->head_dim; i++) {
-        sides[0].a.angles[i] = sides[1].a.angles[i] = random_float();
-    }
+    take_angles(c, batch);
     for (side *s = sides; s < sides + 2; s++) {
         fl_forward f = {.batch = *batch, .logits = logits[s - sides]};
         bool recorded = s->backend->ops->begin(s->backend, batch);

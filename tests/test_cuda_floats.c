@@ -295,12 +295,12 @@ static void attend(const attention_case *c, uint32_t first, uint32_t n, uint32_t
     }
     fl_device_counts counts = {n, n, n_tiles, 0};
     fl_device_heads heads = {.kv = {at.kv[0], at.kv[1], c->kv, FL_PAGE_TOKENS, c->n_kv_heads, c->head_dim, N_PAGES},
-                             .counts = at.counts, .most = n + 1, .n_heads = c->n_heads, .qkv = at.q + first * stride,
-                             .qkv_stride = stride};
+                             .counts = at.counts, .most = n + 1, .n_heads = c->n_heads, .positions = at.positions,
+                             .qkv = at.q + first * stride, .qkv_stride = stride};
     fl_device_attend a = {.heads = heads, .most_tiles = n_tiles + 2, .queries = tile, .n_pieces = n_pieces,
                           .n_kv_heads = c->n_kv_heads, .n_splits = n_splits, .split_tokens = SPLIT,
                           .window = c->window, .scale = scale_of(c), .tiles = at.tiles, .pages = at.pages,
-                          .positions = at.positions, .out = at.out, .out_stride = stride, .parts = at.parts,
+                          .out = at.out, .out_stride = stride, .parts = at.parts,
                           .limits = at.limits};
     fl_cuda_write(&device, at.counts, &counts, sizeof counts);
     fl_cuda_write(&device, at.tiles, tiles, n_tiles * sizeof *tiles);

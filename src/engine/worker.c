@@ -1,5 +1,7 @@
 #include "engine/worker.h"
 
+#define FL_ANGLES 256u /* positions whose angles are brought to a device at a time */
+
 static void fl_worker_layout_kv(fl_worker *w, const fl_worker_options *o) {
     const fl_config *c = &w->weights->config;
     w->kv.type = o->kv;
@@ -27,10 +29,11 @@ FL_LOCAL void fl_worker_layout(fl_worker *w, const fl_weights *weights, const fl
         static const uint32_t pieces[] = {[FOLOLLM_FLOATS_SPLIT] = 2, [FOLOLLM_FLOATS_BF16] = 1};
         fl_cuda_options cuda = {limits, c->vocab, o->context, c->n_heads, o->n_wanted, o->n_kept, pieces[o->floats], o->kv};
         fl_cuda_layout(&w->on_cuda, &w->device_scratch, &cuda);
-        fl_activations_layout(&w->activations, &w->device_scratch, NULL, &limits);
+        fl_activations_layout(&w->activations, &w->device_scratch, &limits, false);
+        w->angles = fl_take(&w->scratch, FL_ANGLES, c->head_dim * sizeof *w->angles);
     } else {
         fl_cpu_layout(&w->cpu, &w->scratch, &limits, o->n_threads);
-        fl_activations_layout(&w->activations, &w->scratch, &w->scratch, &limits);
+        fl_activations_layout(&w->activations, &w->scratch, &limits, true);
     }
     fl_rope_layout(&w->rope, &w->scratch, c);
     fl_worker_layout_kv(w, o);
@@ -67,8 +70,19 @@ static folollm_status fl_worker_open_cuda(fl_memory *m, fl_worker *w, const fl_w
     w->bound = &upload->weights;
     w->backend = &w->on_cuda.base;
     FL_TRY(fl_cuda_start(&w->on_cuda, &w->cuda, error));
-    w->activations.angles = fl_cuda_angles(&w->on_cuda);
     return fl_worker_record(w, error);
+}
+
+/* Those of all positions, to the device: there they take less than what they would in every batch. */
+static folollm_status fl_worker_bring_angles(fl_worker *w, uint32_t context, folollm_error *error) {
+    for (uint32_t first = 0, n; first < context; first += n) {
+        n = fl_min(context - first, FL_ANGLES);
+        for (uint32_t i = 0; i < n; i++) {
+            fl_rope_angles(&w->rope, first + i, w->angles + i * w->weights->config.head_dim);
+        }
+        fl_cuda_angles(&w->on_cuda, w->angles, first, n);
+    }
+    return fl_cuda_status(&w->cuda, error);
 }
 
 FL_LOCAL folollm_status fl_worker_open(fl_memory *m, fl_worker *w, const fl_worker_options *o, const fl_upload *upload,
@@ -77,7 +91,7 @@ FL_LOCAL folollm_status fl_worker_open(fl_memory *m, fl_worker *w, const fl_work
     fl_cpu_init(&w->cpu, o->kernels, w->pool);
     w->cpu.float_activations = o->float_activations;
     fl_rope_init(&w->rope, &w->weights->config, o->context);
-    return FOLOLLM_OK;
+    return o->device != 0 ? fl_worker_bring_angles(w, o->context, error) : FOLOLLM_OK;
 }
 
 FL_LOCAL void fl_worker_close(fl_memory *m, fl_worker *w) {

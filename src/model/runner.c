@@ -8,13 +8,13 @@ FL_LOCAL fl_limits fl_runner_limits(const fl_config *c, size_t n_rows) {
     return l;
 }
 
-FL_LOCAL void fl_activations_layout(fl_activations *a, fl_arena *arena, fl_arena *angles, const fl_limits *l) {
+FL_LOCAL void fl_activations_layout(fl_activations *a, fl_arena *arena, const fl_limits *l, bool with_angles) {
     a->x = fl_take(arena, l->n_rows, fl_padded(l->dim) * sizeof(float));
     a->qkv = fl_take(arena, l->n_rows, fl_padded(l->qkv_dim) * sizeof(float));
     a->attended = fl_take(arena, l->n_rows, fl_padded(l->attention_dim) * sizeof(float));
     a->h = fl_take(arena, l->n_rows, fl_padded(l->ffn_dim) * sizeof(float));
-    if (angles != NULL) {
-        a->angles = fl_take(angles, l->n_rows, l->head_dim * sizeof(float));
+    if (with_angles) {
+        a->angles = fl_take(arena, l->n_rows, l->head_dim * sizeof(float));
     }
 }
 
@@ -23,7 +23,7 @@ FL_LOCAL void fl_runner_begin(const fl_weights *w, const fl_rope *rope, fl_backe
     memset(f, 0, sizeof *f);
     f->batch = *batch;
     f->logits = logits;
-    for (size_t row = 0; row < batch->n_rows; row++) {
+    for (size_t row = 0; row < batch->n_rows && a->angles != NULL; row++) {
         fl_rope_angles(rope, batch->positions[row], a->angles + row * w->config.head_dim);
     }
     if (backend->ops->begin(backend, batch)) {

@@ -11,13 +11,12 @@ typedef struct fl_activations {
     float *qkv;    /* (n_rows, (heads + 2 kv_heads) * head_dim) */
     float *attended; /* (n_rows, heads * head_dim) */
     float *h;      /* (n_rows, ffn_dim) */
-    float *angles; /* (n_rows, head_dim) */
+    float *angles; /* (n_rows, head_dim); NULL: the backend has those of all positions */
 } fl_activations;
 
 FL_LOCAL fl_limits fl_runner_limits(const fl_config *c, size_t n_rows);
 
-/* angles: those of the rows of a batch, if the backend has no place of its own for them. */
-FL_LOCAL void fl_activations_layout(fl_activations *a, fl_arena *arena, fl_arena *angles, const fl_limits *limits);
+FL_LOCAL void fl_activations_layout(fl_activations *a, fl_arena *arena, const fl_limits *limits, bool with_angles);
 
 typedef enum fl_op { /* of a layer, or behind the last */
     FL_OP_QKV,

@@ -211,7 +211,6 @@ static size_t fl_cuda_kv_heads(const fl_cuda_backend *b) {
 /* Where the arrays of a batch begin in `base`, which may be NULL; returns what comes behind them. */
 static size_t fl_cuda_place(fl_cuda_shape *s, const fl_cuda_backend *b, uint8_t *base) {
     fl_arena a = {.base = base, .size = base != NULL ? b->staging_bytes : 0};
-    fl_take(&a, b->o.limits.n_rows, b->o.limits.head_dim * sizeof(float)); /* the angles */
     s->counts = fl_take(&a, 1, sizeof *s->counts);
     s->tokens = fl_take(&a, s->rows, sizeof *s->tokens);
     s->positions = fl_take(&a, s->rows, sizeof *s->positions);
@@ -258,7 +257,7 @@ FL_LOCAL void fl_cuda_layout(fl_cuda_backend *b, fl_arena *arena, const fl_cuda_
     size_t pages = n * fl_div_up(o->context, FL_PAGE_TOKENS) * sizeof(uint32_t);
     b->staging_bytes = fl_max(fl_cuda_place(&most, b, NULL) + pages, fl_cuda_ban_words(o) * sizeof *b->banned);
     b->staged = fl_take(arena, b->staging_bytes, 1);
-    b->angles = (const float *)(const void *)b->staged;
+    b->angles = fl_take(arena, o->context, l->head_dim * sizeof(float));
 }
 
 FL_LOCAL void fl_cuda_ban(fl_cuda_backend *b, const folollm_token *ids, size_t n) {
@@ -280,8 +279,9 @@ FL_LOCAL void fl_cuda_kept(fl_cuda_backend *b, size_t place, float *logits) {
     fl_cuda_read(b->cuda, logits, b->kept + place * b->o.vocab, b->o.vocab * sizeof(float));
 }
 
-FL_LOCAL float *fl_cuda_angles(const fl_cuda_backend *b) {
-    return (float *)(void *)b->staging;
+FL_LOCAL void fl_cuda_angles(fl_cuda_backend *b, const float *angles, size_t first, size_t n) {
+    size_t d = b->o.limits.head_dim;
+    fl_cuda_write(b->cuda, b->angles + first * d, angles, n * d * sizeof *angles);
 }
 
 /* ---- Batches -- */
@@ -390,7 +390,7 @@ static size_t fl_cuda_stage(fl_cuda_backend *b, const fl_batch *batch, const fl_
     return end + n_pages * sizeof *s.pages;
 }
 
-/* The angles lie in fl_cuda_angles already. True: a recorded step does all of it. */
+/* True: a recorded step does all of it. */
 static bool fl_cuda_begin(fl_backend *backend, const fl_batch *batch) {
     fl_cuda_backend *b = fl_cuda_of(backend);
     fl_cuda *c = b->cuda;
@@ -412,9 +412,7 @@ static bool fl_cuda_begin(fl_backend *backend, const fl_batch *batch) {
     b->n_wanted = batch->n_wanted;
     b->choices = batch->choices;
     b->chosen = batch->chosen;
-    size_t first = (size_t)((uint8_t *)shape.counts - b->staged);
-    fl_cuda_upload(c, b->staged, b->staging, batch->n_rows * b->o.limits.head_dim * sizeof(float));
-    fl_cuda_upload(c, b->staged + first, b->staging + first, bytes - first);
+    fl_cuda_upload(c, b->staged, b->staging, bytes);
     if (step < b->n_steps) {
         FL_CUDA_DO(c, replay(c->device, step));
     }
@@ -680,7 +678,8 @@ static fl_device_heads fl_cuda_heads(const fl_cuda_backend *b, const fl_attentio
                                      const float *qkv) {
     size_t qkv_dim = (a->n_heads + 2 * a->n_kv_heads) * a->head_dim;
     fl_device_heads heads = {fl_cuda_kv(kv, layer), b->shape.counts, (uint32_t)b->shape.rows, (uint32_t)a->n_heads,
-                             b->shape.slots, a->q_norm, a->k_norm, a->norm_epsilon, b->angles, qkv, fl_padded(qkv_dim)};
+                             b->shape.slots, a->q_norm, a->k_norm, a->norm_epsilon, b->shape.positions, b->angles,
+                             qkv, fl_padded(qkv_dim)};
     return heads;
 }
 
@@ -694,7 +693,7 @@ static void fl_cuda_rope_store(fl_backend *backend, const fl_attention *a, const
                                fl_kv *kv, size_t layer, float *qkv) {
     fl_cuda_backend *b = fl_cuda_of(backend);
     fl_device_rope rope = {fl_cuda_heads(b, a, kv, layer, qkv), qkv};
-    (void)angles; /* copied by fl_cuda_begin */
+    (void)angles; /* NULL: fl_cuda_angles had them */
     if (!fl_cuda_decodes(b, batch)) {
         FL_CUDA_DO(b->cuda, rope_store(b->cuda->device, &rope));
     }
@@ -709,7 +708,7 @@ static void fl_cuda_attend(fl_backend *backend, const fl_attention *a, const fl_
                                .n_pieces = fl_cuda_flashes(&b->o) ? b->o.n_pieces : 0, .kv_head = (uint32_t)kv_head,
                                .n_kv_heads = (uint32_t)n, .n_splits = s->n_splits, .split_tokens = FL_SPLIT_TOKENS,
                                .window = a->window, .scale = a->scale, .tiles = s->tile, .pages = s->pages,
-                               .positions = s->positions, .out = out,
+                               .out = out,
                                .out_stride = fl_padded(a->n_heads * a->head_dim), .parts = b->parts,
                                .limits = b->part_limits, .done = s->done};
     FL_CUDA_DO(b->cuda, attend(b->cuda->device, &attend));

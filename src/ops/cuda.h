@@ -94,7 +94,7 @@ typedef struct fl_cuda_backend {
     float *parts, *part_limits;  /* of attention: see device.h */
     uint8_t *staged, *staging;   /* the batch on the device, and what it is copied from */
     size_t staging_bytes;
-    const float *angles;         /* on the device */
+    float *angles;               /* (context, head_dim) on the device */
     fl_cuda_shape shape;         /* on the device */
     uint32_t most_queries;       /* of an attention tile: as many as fit the device's shared memory */
     size_t n_steps;              /* recorded */
@@ -120,8 +120,9 @@ FL_LOCAL void fl_cuda_ban(fl_cuda_backend *b, const folollm_token *ids, size_t n
 FL_LOCAL void fl_cuda_keep(fl_cuda_backend *b, size_t i, size_t place);
 FL_LOCAL void fl_cuda_kept(fl_cuda_backend *b, size_t place, float *logits);
 
-/* Room for the angles of a batch, (n_rows, head_dim): they are taken from here. */
-FL_LOCAL float *fl_cuda_angles(const fl_cuda_backend *b);
+/* After fl_cuda_start, before the first batch: the angles of positions [first, first + n), (n, head_dim), which are then
+ * not asked of batches. What fails is kept for fl_cuda_status. */
+FL_LOCAL void fl_cuda_angles(fl_cuda_backend *b, const float *angles, size_t first, size_t n);
 
 /* Recording: for i from 0 on, until false, there is a step to be recorded. Between begin and end its ops are to be
  * called for *batch, whose arrays stand for those of any batch. */

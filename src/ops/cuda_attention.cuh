@@ -478,7 +478,7 @@ __global__ void __launch_bounds__(FL_DEVICE_HEAD_DIM) fl_merge_kernel(fl_device_
         return;
     }
     float total, maximum, sum;
-    fl_keys_of(a.window, a.positions[row], &begin, &end);
+    fl_keys_of(a.window, a.heads.positions[row], &begin, &end);
     fl_merge_parts<1>(a, row, head, 1, begin / a.split_tokens, (end - 1) / a.split_tokens + 1, &total, &maximum, &sum);
     if (threadIdx.x < d) {
         a.out[row * a.out_stride + (size_t)head * d + threadIdx.x] = __fmul_rn(total, __fdiv_rn(1.0f, sum));

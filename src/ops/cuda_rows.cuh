@@ -333,7 +333,7 @@ __device__ __forceinline__ void fl_head_load(const fl_device_heads &a, uint32_t 
 __device__ __forceinline__ void fl_head_turn(const fl_device_heads &a, uint32_t row, uint32_t head, float *x) {
     uint32_t d = a.kv.head_dim, half = d / 2, lane = threadIdx.x % FL_WARP, n_kv = a.kv.n_kv_heads;
     bool is_q = head < a.n_heads, is_v = head >= a.n_heads + n_kv;
-    const float *norm = is_q ? a.q_norm : is_v ? NULL : a.k_norm, *cosines = a.angles + (size_t)row * d;
+    const float *norm = is_q ? a.q_norm : is_v ? NULL : a.k_norm, *cosines = a.angles + (size_t)a.positions[row] * d;
     if (norm != NULL) {
         float scale = fl_norm_scale(x, d, a.epsilon);
         __syncwarp();

@@ -181,7 +181,8 @@ typedef struct fl_device_heads {
     const uint32_t *slots;
     const float *q_norm, *k_norm; /* or NULL */
     float epsilon;
-    const float *angles; /* (rows, head_dim) */
+    const uint32_t *positions; /* (rows) */
+    const float *angles; /* (context, head_dim) of positions: cosines, then sines */
     const float *qkv;    /* (rows, qkv_stride) */
     size_t qkv_stride;
 } fl_device_heads;
@@ -212,7 +213,7 @@ typedef struct fl_device_attend {
     uint32_t split_tokens, window;
     float scale;
     const fl_device_tile *tiles;
-    const uint32_t *pages, *positions;
+    const uint32_t *pages;
     float *out; /* (rows, out_stride) */
     size_t out_stride;
     float *parts;  /* (rows, n_heads, n_splits, head_dim) */

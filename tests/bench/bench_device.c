@@ -254,17 +254,16 @@ static void attention(const rows *r, uint32_t n, uint32_t n_rows, uint32_t depth
                           .n_splits = n_splits, .split_tokens = SPLIT, .scale = 0.1f,
                           .tiles = room(n_tiles * sizeof *tiles),
                           .pages = room((size_t)n * pages * sizeof *table),
-                          .positions = room(all * sizeof *positions), .out = r->x,
-                          .out_stride = padded(HEADS * HEAD_DIM), .parts = room(parts * HEAD_DIM * 4),
+                          .out = r->x, .out_stride = padded(HEADS * HEAD_DIM), .parts = room(parts * HEAD_DIM * 4),
                           .limits = room(parts * 8)};
     fl_device_heads heads = {.kv = {room(kv_bytes), room(kv_bytes), type, PAGE, KV_HEADS, HEAD_DIM, (size_t)n * pages},
-                             .counts = room(sizeof counts), .most = all, .n_heads = HEADS, .qkv = r->y,
-                             .qkv_stride = qkv};
+                             .counts = room(sizeof counts), .most = all, .n_heads = HEADS,
+                             .positions = room(all * sizeof *positions), .qkv = r->y, .qkv_stride = qkv};
     a.heads = heads;
     must(api->upload(device, (void *)(uintptr_t)heads.counts, &counts, sizeof counts));
     must(api->upload(device, (void *)(uintptr_t)a.tiles, tiles, n_tiles * sizeof *tiles));
     must(api->upload(device, (void *)(uintptr_t)a.pages, table, (size_t)n * pages * sizeof *table));
-    must(api->upload(device, (void *)(uintptr_t)a.positions, positions, all * sizeof *positions));
+    must(api->upload(device, (void *)(uintptr_t)heads.positions, positions, all * sizeof *positions));
     must(api->wait(device));
     begin();
     for (int i = 0; i < LAYERS; i++) {
