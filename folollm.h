@@ -201,7 +201,8 @@ typedef enum folollm_isa { /* which kernels compute; all of them give the same b
 typedef enum folollm_floats {
     FOLOLLM_FLOATS_EXACT = 0, /* default: the same bits as the CPU */
     FOLOLLM_FLOATS_SPLIT = 1, /* on tensor cores, each float as the sum of two bf16 (or f16), 16 bits of its 24: fast
-                                 for many rows. Compute capability 8.0 and up, as BF16; FOLOLLM_E_UNSUPPORTED else */
+                                 for many rows. FOLOLLM_E_UNSUPPORTED, as BF16, where the device, or what the kernels
+                                 were compiled for, is below compute capability 8.0 */
     FOLOLLM_FLOATS_BF16 = 2   /* on tensor cores, each float rounded to one, as other engines do: half the work */
 } folollm_floats;
 
@@ -242,9 +243,9 @@ typedef struct folollm_options {
                                   there, and the logits are the same bits. Not with float_activations.
                                   For folollm_share 0 or what the first engine has */
     folollm_floats device_floats; /* only with a device */
-    void *device_stream;       /* only with a device: a cudaStream_t of it, in which the engine's steps run; it must
-                                  outlive the engine, and no graph may be captured in it during a call. NULL: one of
-                                  the engine's own, of the lowest priority */
+    void *device_stream;       /* only with a device: a cudaStream_t of it, not the default one, in which the engine's
+                                  steps run; it must outlive the engine, and no graph may be captured in it during a
+                                  call. NULL: one of the engine's own, of the lowest priority */
 } folollm_options;
 
 /* Bytes by class. `allocated` is what the handle takes from the host's allocator and keeps until it is freed;

@@ -320,6 +320,22 @@ static void check_answer_steps(folollm *f) {
     }
 }
 
+/* Kernels that were compiled for a device that cannot wait for one another must not begin early on one that can. */
+static void test_early(void) {
+    folollm_options o = small_options();
+    static const int compiled[] = {0, 80, 90};
+    for (int i = 0; i < 3; i++) {
+        folollm *f = NULL;
+        shim_reset();
+        shim_set_compiled(compiled[i]);
+        CHECK(folollm_load(MODEL, &o, &f, &error) == FOLOLLM_OK);
+        CHECK((shim_get_counts().early > LAYERS * 5) == (compiled[i] != 80));
+        folollm_free(f);
+    }
+    shim_reset();
+    shim_set_compiled(0);
+}
+
 static void test_steps(void) {
     folollm_options o = small_options();
     folollm_token ids[] = {1, 2, 3, 4};
@@ -395,6 +411,7 @@ static void test_orders(void) {
 int main(void) {
     host_init(&host, false);
     test_steps();
+    test_early();
     test_orders();
     test_memory();
     test_devices();

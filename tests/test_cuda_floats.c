@@ -16,6 +16,7 @@
 
 #pragma weak shim_get_counts /* a device has none of these */
 #pragma weak shim_set_capability
+#pragma weak shim_set_compiled
 
 /* ---- Products -- */
 
@@ -489,6 +490,9 @@ static void test_options(void) {
         CHECK(folollm_load(BASE, &o, &f, &error) == FOLOLLM_E_UNSUPPORTED && f == NULL);
         CHECK(strstr(error.text, "no tensor cores for bf16") != NULL);
         shim_set_capability(9, 0);
+        shim_set_compiled(75);
+        CHECK(folollm_load(BASE, &o, &f, &error) == FOLOLLM_E_UNSUPPORTED && f == NULL);
+        shim_set_compiled(0);
     }
 }
 

@@ -27,7 +27,8 @@ FL_LOCAL void fl_worker_layout(fl_worker *w, const fl_weights *weights, const fl
     w->weights = weights;
     if (o->device != 0) {
         static const uint32_t pieces[] = {[FOLOLLM_FLOATS_SPLIT] = 2, [FOLOLLM_FLOATS_BF16] = 1};
-        fl_cuda_options cuda = {limits, c->vocab, o->context, c->n_heads, o->n_wanted, o->n_kept, pieces[o->floats], o->kv};
+        fl_cuda_options cuda = {limits, c->vocab, o->context, c->n_heads, o->n_wanted, o->n_kept, pieces[o->floats],
+                                o->kv};
         fl_cuda_layout(&w->on_cuda, &w->device_scratch, &cuda);
         fl_activations_layout(&w->activations, &w->device_scratch, &limits, false);
         w->angles = fl_take(&w->scratch, FL_ANGLES, c->head_dim * sizeof *w->angles);

@@ -754,8 +754,9 @@ FL_LOCAL folollm_status fl_cuda_start(fl_cuda_backend *b, fl_cuda *cuda, folollm
     b->staging = staging;
     if (b->o.n_pieces > 0 && !cuda->info.multiplies_bf16) {
         return fl_fail(error, FOLOLLM_E_UNSUPPORTED,
-                       "options.device_floats: CUDA device %u, %s, has no tensor cores for bf16: it is below compute "
-                       "capability 8.0", (uint64_t)cuda->ordinal, cuda->info.name);
+                       "options.device_floats: on CUDA device %u, %s, there are no tensor cores for bf16: it, or what "
+                       "folollm_kernels.cu was compiled for, is below compute capability 8.0",
+                       (uint64_t)cuda->ordinal, cuda->info.name);
     }
     size_t head_dim = b->o.limits.head_dim, room = (size_t)cuda->info.shared_bytes;
     bool flashes = fl_cuda_flashes(&b->o); /* with less memory than any device has that can */

@@ -47,10 +47,14 @@ void fl_close(fl_device *d) {
 int fl_about(fl_device *d, fl_device_info *info) {
     fl_current current(d);
     cudaDeviceProp p;
+    cudaFuncAttributes compiled; /* for an older device, kernels lack what this one could do */
     size_t n_free, total;
     cudaError_t error = cudaGetDeviceProperties(&p, d->ordinal);
     if (error == cudaSuccess) {
         error = cudaMemGetInfo(&n_free, &total);
+    }
+    if (error == cudaSuccess) {
+        error = cudaFuncGetAttributes(&compiled, (const void *)fl_embed_kernel);
     }
     if (error != cudaSuccess) {
         return fl_said(error);
@@ -61,9 +65,9 @@ int fl_about(fl_device *d, fl_device_info *info) {
     info->total_bytes = total;
     info->free_bytes = n_free;
     info->shared_bytes = p.sharedMemPerBlockOptin;
-    info->multiplies_bf16 = p.major >= 8;
+    info->multiplies_bf16 = compiled.ptxVersion >= 80;
     d->n_multiprocessors = p.multiProcessorCount;
-    d->follows = p.major >= 9 && CUDART_VERSION >= 12030; /* before, no graph had such launches */
+    d->follows = compiled.ptxVersion >= 90 && CUDART_VERSION >= 12030; /* before, no graph had such launches */
     return 0;
 }
 

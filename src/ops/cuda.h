@@ -120,8 +120,8 @@ FL_LOCAL void fl_cuda_ban(fl_cuda_backend *b, const folollm_token *ids, size_t n
 FL_LOCAL void fl_cuda_keep(fl_cuda_backend *b, size_t i, size_t place);
 FL_LOCAL void fl_cuda_kept(fl_cuda_backend *b, size_t place, float *logits);
 
-/* After fl_cuda_start, before the first batch: the angles of positions [first, first + n), (n, head_dim), which are then
- * not asked of batches. What fails is kept for fl_cuda_status. */
+/* After fl_cuda_start, before the first batch: the angles of positions [first, first + n), (n, head_dim), which are
+ * then not asked of batches. What fails is kept for fl_cuda_status. */
 FL_LOCAL void fl_cuda_angles(fl_cuda_backend *b, const float *angles, size_t first, size_t n);
 
 /* Recording: for i from 0 on, until false, there is a step to be recorded. Between begin and end its ops are to be

@@ -62,7 +62,7 @@ typedef struct fl_device_info {
     char name[64];
     uint64_t total_bytes, free_bytes;
     uint64_t shared_bytes; /* that a block of threads may have */
-    int multiplies_bf16;   /* on tensor cores */
+    int multiplies_bf16;   /* on tensor cores, as the kernels were compiled */
 } fl_device_info;
 
 /* Of a batch, on the device. */

@@ -515,6 +515,10 @@ typedef struct cudaDeviceProp {
     size_t sharedMemPerMultiprocessor, sharedMemPerBlockOptin;
 } cudaDeviceProp;
 
+typedef struct cudaFuncAttributes {
+    int ptxVersion, binaryVersion;
+} cudaFuncAttributes;
+
 typedef struct CUstream_st *cudaStream_t;
 typedef struct CUevent_st *cudaEvent_t;
 typedef struct CUgraph_st *cudaGraph_t;
@@ -647,6 +651,7 @@ cudaError_t shim_malloc(void **p, size_t n);
 cudaError_t shim_host_alloc(void **p, size_t n);
 cudaError_t shim_host_get_device_pointer(void **p, void *host);
 cudaError_t shim_func_set_attribute(const void *kernel, cudaFuncAttribute attribute, int value);
+cudaError_t shim_func_get_attributes(cudaFuncAttributes *attributes, const void *kernel);
 /* thread runs the kernel as one thread of it, with its own copy of the arguments. */
 cudaError_t shim_launch(const cudaLaunchConfig_t *config, const void *kernel, std::function<void()> thread);
 
@@ -667,6 +672,10 @@ template <typename T> static inline cudaError_t cudaHostGetDevicePointer(T **p, 
 template <typename T>
 static inline cudaError_t cudaFuncSetAttribute(T *kernel, cudaFuncAttribute attribute, int value) {
     return shim_func_set_attribute((const void *)kernel, attribute, value);
+}
+
+template <typename T> static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *attributes, T *kernel) {
+    return shim_func_get_attributes(attributes, (const void *)kernel);
 }
 
 template <typename... Parameters, typename... Arguments>

@@ -700,7 +700,7 @@ struct Allocation {
 struct Runtime {
     std::mutex lock;
     shim_counts counts;
-    int n_devices, n_processors, major, minor;
+    int n_devices, n_processors, major, minor, compiled;
     uint64_t memory;
     cudaError_t sticky, fault;
     uint64_t fault_at, fault_seen;
@@ -727,7 +727,7 @@ static void set_defaults(Runtime *r) {
     r->n_devices = 1;
     r->n_processors = 4;
     r->major = 9;
-    r->minor = 0;
+    r->minor = r->compiled = 0;
     r->memory = (uint64_t)1 << 30;
     r->sticky = cudaSuccess;
     r->fault_at = 0;
@@ -1851,6 +1851,16 @@ cudaError_t shim_func_set_attribute(const void *kernel, cudaFuncAttribute attrib
     return call.give();
 }
 
+cudaError_t shim_func_get_attributes(cudaFuncAttributes *attributes, const void *kernel) {
+    Call call(SHIM_cudaFuncGetAttributes);
+    if (!call || kernel == nullptr || attributes == nullptr) {
+        return call.give(cudaErrorInvalidDeviceFunction);
+    }
+    attributes->binaryVersion = call.r->major * 10 + call.r->minor;
+    attributes->ptxVersion = call.r->compiled != 0 ? call.r->compiled : attributes->binaryVersion;
+    return call.give();
+}
+
 static cudaError_t check_launch(Runtime *r, const cudaLaunchConfig_t *config, const void *kernel) {
     const dim3 &g = config->gridDim, &b = config->blockDim;
     if (kernel == nullptr) {
@@ -1899,6 +1909,7 @@ cudaError_t shim_launch(const cudaLaunchConfig_t *config, const void *kernel, st
     if (e != cudaSuccess) {
         return call.give(e);
     }
+    r->counts.early += comes_early(config);
     Op op = {};
     op.kind = Kind::kernel;
     op.work = std::make_shared<const Work>(
@@ -1995,6 +2006,12 @@ extern "C" void shim_set_processors(int n) {
     Runtime *r = runtime();
     std::lock_guard<std::mutex> held(r->lock);
     r->n_processors = n;
+}
+
+extern "C" void shim_set_compiled(int version) {
+    Runtime *r = runtime();
+    std::lock_guard<std::mutex> held(r->lock);
+    r->compiled = version;
 }
 
 extern "C" void shim_set_capability(int major, int minor) {

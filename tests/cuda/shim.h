@@ -23,7 +23,7 @@ extern "C" {
     X(cudaStreamBeginCapture) X(cudaStreamEndCapture) X(cudaStreamIsCapturing)                                         \
     X(cudaGraphInstantiate) X(cudaGraphExecUpdate) X(cudaGraphUpload) X(cudaGraphLaunch)                               \
     X(cudaGraphDestroy) X(cudaGraphExecDestroy)                                                                        \
-    X(cudaFuncSetAttribute) X(cudaLaunchKernelEx)
+    X(cudaFuncSetAttribute) X(cudaFuncGetAttributes) X(cudaLaunchKernelEx)
 
 typedef enum shim_call {
 #define SHIM_CALL(name) SHIM_##name,
@@ -47,6 +47,8 @@ typedef struct shim_counts {
     uint64_t bad_frees;                         /* of pointers and handles that are not live */
     uint64_t threads;                           /* that ran to their end */
     uint64_t products;                          /* of matrices, by warps on tensor cores */
+    uint64_t early;                             /* launches, also captured ones, that may begin before those in front
+                                                   of them are over */
     /* Now: what a program must have given back when it is done. */
     uint64_t live_bytes, live_allocations, live_host_bytes, live_host_allocations;
     uint64_t live_streams, live_events, live_graphs, live_execs;
@@ -71,6 +73,7 @@ void shim_set_devices(int n);                        /* 1; 0 is a machine withou
 void shim_set_memory(uint64_t bytes);                /* of each device: 1 GiB */
 void shim_set_processors(int n);                     /* multiprocessors: 4 */
 void shim_set_capability(int major, int minor);      /* 9.0 */
+void shim_set_compiled(int version);                 /* for what kernels are: 80 is 8.0; 0: for the device, whatever */
 
 /* The order in which the blocks of a grid and the threads of a block get to run: 0 ascending, 1 descending, any other
  * number is the seed of a random one. A result that depends on it has a race. */
