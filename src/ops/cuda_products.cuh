@@ -517,8 +517,8 @@ __device__ __forceinline__ void fl_tile_put(const fl_device_product &a, const fl
 
 template <int TYPE, int MATRICES>
 __global__ void __launch_bounds__(FL_TILE_THREADS) fl_tile_kernel(fl_device_product a) {
-    fl_follow();
     __shared__ fl_stage<TYPE> stages[2];
+    fl_follow();
     uint32_t n = *a.rows.n, first = blockIdx.y * FL_TILE, n_units = fl_units(a.rows.n_cols), now = 0;
     if (first >= n) {
         return;

@@ -310,8 +310,8 @@ __device__ __forceinline__ void fl_choose_among(fl_choosing &s, fl_candidates &c
 }
 
 __global__ void __launch_bounds__(FL_CHOOSE_THREADS) fl_choose_kernel(fl_device_choose a) {
-    fl_follow();
     __shared__ fl_choosing s;
+    fl_follow();
     uint32_t row = blockIdx.x;
     if (row >= a.counts->n_wanted || a.choices[row].asked == 0) {
         return;

@@ -61,7 +61,7 @@ __device__ __forceinline__ void fl_tensor_step(float sums[4], const fl_left &w, 
 #define FL_FEW_ROWS_MAX 32
 
 template <int MATRICES, int TILES>
-struct fl_segment_sums { /* of the warps of a block, [lane][number of fl_mma_bf16]: a thread's lie together */
+struct fl_segment_sums { /* of the warps of a block, [lane][number of fl_mma_halves]: a thread's lie together */
     float4 parts[FL_FEW_WARPS][MATRICES][TILES][FL_WARP];
 };
 
