@@ -77,7 +77,7 @@ static folollm_status fl_worker_open_cuda(fl_memory *m, fl_worker *w, const fl_w
 /* Those of all positions, to the device: there they take less than what they would in every batch. */
 static folollm_status fl_worker_bring_angles(fl_worker *w, uint32_t context, folollm_error *error) {
     for (uint32_t first = 0, n; first < context; first += n) {
-        n = fl_min(context - first, FL_ANGLES);
+        n = (uint32_t)fl_min(context - first, FL_ANGLES);
         for (uint32_t i = 0; i < n; i++) {
             fl_rope_angles(&w->rope, first + i, w->angles + i * w->weights->config.head_dim);
         }
