@@ -216,8 +216,7 @@ static void fl_driver_begin(fl_driver *d) {
         fl_executor_copy_page(d->executor, r->s, r->origin);
         fl_executor_add(d->executor, r->s, r->s->n_tokens, r->tokens + r->s->n_tokens, r->n_rows, last);
         if (last && r->n_top == 0 && fl_scheduler_follower(s, r) == NULL) { /* nobody else needs the logits */
-            fl_history then = {NULL, NULL, r->n_known, r->s->n_prompt};
-            fl_executor_ask(d->executor, &r->s->sampling, &then);
+            fl_executor_ask(d->executor, &r->s->sampling, r->n_known, r->s->n_prompt);
         }
         if (r->event.metrics.wait_us == 0) {
             r->event.metrics.wait_us = now - r->submitted_us;

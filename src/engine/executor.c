@@ -61,8 +61,9 @@ FL_LOCAL void fl_executor_begin(fl_executor *e, float *logits) {
     e->stats.forwards++;
 }
 
-FL_LOCAL void fl_executor_ask(fl_executor *e, const fl_sampling *sampling, const fl_history *history) {
-    if (e->worker->backend->chooses && fl_sampler_ask(sampling, history, &e->choices[e->n_wanted - 1])) {
+FL_LOCAL void fl_executor_ask(fl_executor *e, const fl_sampling *sampling, uint32_t n_tokens, uint32_t n_prompt) {
+    fl_history then = {NULL, NULL, n_tokens, n_prompt};
+    if (e->worker->backend->chooses && fl_sampler_ask(sampling, &then, &e->choices[e->n_wanted - 1])) {
         e->asks = true;
     }
 }
@@ -160,12 +161,6 @@ FL_LOCAL folollm_status fl_executor_bring(fl_executor *e, fl_sequence *s, fololl
     return FOLOLLM_OK;
 }
 
-/* The row added last, with which the sequence has n_tokens, n_prompt of them its prompt, is one to be chosen from. */
-static void fl_ask_for(fl_executor *e, const fl_sequence *s, uint32_t n_tokens, uint32_t n_prompt) {
-    fl_history then = {NULL, NULL, n_tokens, n_prompt};
-    fl_executor_ask(e, &s->sampling, &then);
-}
-
 /* Tokens [at, at + n) of those that follow the sequence's own. Logits of all, of the last, or none. */
 static folollm_status fl_prefill_chunk(fl_executor *e, fl_sequence *s, const folollm_token *tokens, size_t at,
                                        size_t n, bool last, float *all_logits, folollm_error *error) {
@@ -175,7 +170,7 @@ static folollm_status fl_prefill_chunk(fl_executor *e, fl_sequence *s, const fol
     fl_executor_clear(e);
     fl_executor_add(e, s, position, tokens + at, n, n_wanted);
     if (last && all_logits == NULL) {
-        fl_ask_for(e, s, position + (uint32_t)n, position + (uint32_t)n);
+        fl_executor_ask(e, &s->sampling, position + (uint32_t)n, position + (uint32_t)n);
     }
     FL_TRY(fl_run_batch(e, logits, &s, 1, error));
     for (size_t i = 0; i < n_wanted; i++) {
@@ -288,7 +283,7 @@ static folollm_status fl_decode_rows(fl_executor *e, const folollm_token *tokens
         for (size_t i = at; i < at + rows; i++) {
             const fl_sequence *s = e->stepped[i];
             fl_executor_add(e, s, s->n_tokens, &tokens[i], 1, 1);
-            fl_ask_for(e, s, s->n_tokens + 1, s->n_prompt);
+            fl_executor_ask(e, &s->sampling, s->n_tokens + 1, s->n_prompt);
         }
         FL_TRY(fl_run_batch(e, fl_executor_row(e, e->logits, at), e->stepped, n, error));
         for (size_t i = at; i < at + rows; i++) {

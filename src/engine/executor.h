@@ -45,8 +45,9 @@ FL_LOCAL void fl_executor_add(fl_executor *e, const fl_sequence *s, uint32_t pos
                               size_t n, size_t n_wanted);
 FL_LOCAL void fl_executor_begin(fl_executor *e, float *logits);
 
-/* Before it begins: the token that follows the last row added is to be chosen by the backend, if it can do that. */
-FL_LOCAL void fl_executor_ask(fl_executor *e, const fl_sampling *sampling, const fl_history *history);
+/* Before it begins: the token that follows the last row added, with which there are n_tokens, n_prompt of them the
+ * prompt, is to be chosen by the backend, if it can do that. */
+FL_LOCAL void fl_executor_ask(fl_executor *e, const fl_sampling *sampling, uint32_t n_tokens, uint32_t n_prompt);
 
 /* What the backend chose for row i of the logits; NULL: nothing, the logits are there. */
 FL_LOCAL const fl_device_chosen *fl_executor_chosen(const fl_executor *e, size_t i);

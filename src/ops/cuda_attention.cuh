@@ -386,6 +386,35 @@ __device__ __forceinline__ void fl_merge_parts(const fl_device_attend &a, uint32
     }
 }
 
+/* One head of a row, which is over. */
+__device__ __forceinline__ void fl_merge_head(const fl_device_attend &a, uint32_t row, uint32_t head, uint32_t first,
+                                              uint32_t behind) {
+    float total, maximum, sum;
+    fl_merge_parts<1>(a, row, head, 1, first, behind, &total, &maximum, &sum);
+    if (threadIdx.x < a.heads.kv.head_dim) {
+        float *out = a.out + row * a.out_stride + (size_t)head * a.heads.kv.head_dim;
+        out[threadIdx.x] = __fmul_rn(total, __fdiv_rn(1.0f, sum));
+    }
+}
+
+/* Which splits have keys of a tile, and whether what one gives goes to the parts. */
+struct fl_splits {
+    uint32_t begin, end, lowest, highest; /* keys; splits */
+    bool apart;
+};
+
+__device__ __forceinline__ fl_splits fl_splits_of(const fl_tile &w) {
+    const fl_device_attend &a = *w.a;
+    uint32_t ignored;
+    fl_splits s;
+    fl_keys_of(a.window, fl_position_of(w, 0), &s.begin, &ignored);
+    fl_keys_of(a.window, fl_position_of(w, w.queries.n - 1), &ignored, &s.end);
+    s.lowest = s.begin / a.split_tokens;
+    s.highest = (s.end - 1) / a.split_tokens;
+    s.apart = a.n_splits > 1 && !(a.decodes && s.lowest == s.highest);
+    return s;
+}
+
 /* Is this block the last of n that add to *done? Then it sees what the others wrote before. */
 __device__ __forceinline__ bool fl_is_last(uint32_t *done, uint32_t n, uint32_t *is_last) {
     __syncthreads();
@@ -409,12 +438,8 @@ fl_attend_kernel(const __grid_constant__ fl_device_attend a) {
     uint32_t d = a.heads.kv.head_dim;
     fl_tile w = {&a, a.tiles[blockIdx.x], a.kv_head + blockIdx.y, a.heads.n_heads / a.heads.kv.n_kv_heads,
                  fl_padded(d), fl_attend_room(shared, QUERIES, d)};
-    uint32_t begin, end, ignored;
-    fl_keys_of(a.window, fl_position_of(w, 0), &begin, &ignored);
-    fl_keys_of(a.window, fl_position_of(w, w.queries.n - 1), &ignored, &end);
-    const uint32_t lowest = begin / a.split_tokens, highest = (end - 1) / a.split_tokens;
-    const bool apart = a.n_splits > 1 && !(a.decodes && lowest == highest);
-    uint32_t first = lowest, behind = highest + 1;
+    const fl_splits s = fl_splits_of(w);
+    uint32_t first = s.lowest, behind = s.highest + 1;
     if (a.n_splits > 1) {
         first = max(first, blockIdx.z);
         behind = min(behind, blockIdx.z + 1);
@@ -423,9 +448,9 @@ fl_attend_kernel(const __grid_constant__ fl_device_attend a) {
         return;
     }
     float outs[QUERIES], totals[QUERIES] = {}, maxima[QUERIES] = {}, sums[QUERIES] = {};
-    fl_attend_queries(w, a.decodes && behind == highest + 1);
+    fl_attend_queries(w, a.decodes && behind == s.highest + 1);
     for (uint32_t split = first; split < behind; split++) {
-        uint32_t from = max(begin, split * a.split_tokens), to = min(end, (split + 1) * a.split_tokens);
+        uint32_t from = max(s.begin, split * a.split_tokens), to = min(s.end, (split + 1) * a.split_tokens);
         fl_attend_split<KV, QUERIES>(w, from, to, outs);
 #pragma unroll
         for (int q = 0; q < QUERIES; q++) {
@@ -434,7 +459,7 @@ fl_attend_kernel(const __grid_constant__ fl_device_attend a) {
                 continue; /* it has no keys here */
             }
             float maximum = w.t.maximum[q], sum = w.t.sum[q];
-            if (apart) {
+            if (s.apart) {
                 size_t part = fl_part_of(a, fl_row_of(w, q), fl_head_of(w, q), split);
                 if (threadIdx.x < d) {
                     a.parts[part * d + threadIdx.x] = outs[q];
@@ -453,12 +478,12 @@ fl_attend_kernel(const __grid_constant__ fl_device_attend a) {
         }
         __syncthreads();
     }
-    if (apart) {
+    if (s.apart) {
         uint32_t row = w.queries.first_row, *done = a.done + row * a.heads.kv.n_kv_heads + w.kv_head;
-        if (!a.decodes || !fl_is_last(done, highest + 1 - lowest, w.t.is_last)) {
+        if (!a.decodes || !fl_is_last(done, s.highest + 1 - s.lowest, w.t.is_last)) {
             return;
         }
-        fl_merge_parts<QUERIES>(a, row, fl_head_of(w, 0), w.queries.n, lowest, highest + 1, totals, maxima, sums);
+        fl_merge_parts<QUERIES>(a, row, fl_head_of(w, 0), w.queries.n, s.lowest, s.highest + 1, totals, maxima, sums);
     }
 #pragma unroll
     for (int q = 0; q < QUERIES; q++) {
@@ -472,17 +497,12 @@ fl_attend_kernel(const __grid_constant__ fl_device_attend a) {
 /* The parts of a row and head. */
 __global__ void __launch_bounds__(FL_DEVICE_HEAD_DIM) fl_merge_kernel(fl_device_attend a) {
     fl_follow();
-    uint32_t row = blockIdx.x, d = a.heads.kv.head_dim, group = a.heads.n_heads / a.heads.kv.n_kv_heads;
-    uint32_t head = a.kv_head * group + blockIdx.y, begin, end;
+    uint32_t row = blockIdx.x, group = a.heads.n_heads / a.heads.kv.n_kv_heads, begin, end;
     if (row >= a.heads.counts->n_rows) {
         return;
     }
-    float total, maximum, sum;
     fl_keys_of(a.window, a.heads.positions[row], &begin, &end);
-    fl_merge_parts<1>(a, row, head, 1, begin / a.split_tokens, (end - 1) / a.split_tokens + 1, &total, &maximum, &sum);
-    if (threadIdx.x < d) {
-        a.out[row * a.out_stride + (size_t)head * d + threadIdx.x] = __fmul_rn(total, __fdiv_rn(1.0f, sum));
-    }
+    fl_merge_head(a, row, a.kv_head * group + blockIdx.y, begin / a.split_tokens, (end - 1) / a.split_tokens + 1);
 }
 
 /* ---- Launches -- */

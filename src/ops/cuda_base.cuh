@@ -200,22 +200,20 @@ __device__ __forceinline__ void fl_prefetch(const void *at) {
 #endif
 }
 
+/* ---- Early kernels, tensor cores, and copies to shared memory that nobody waits for -- */
+
+#ifndef FL_TENSOR_CORES /* a host that runs kernels has its own */
+
 /* Every thread of every kernel calls this before it reads or writes anything but weights, which may be prefetched.
  * From compute capability 9.0 on (programmatic dependent launch), a kernel's blocks come as soon as all of the kernel
  * in front have begun, and wait here until that is over and what it wrote can be seen. As it waited, too, so is all
  * before it. */
-#ifndef FL_TENSOR_CORES
 __device__ __forceinline__ void fl_follow() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
-#endif
-
-/* ---- Tensor cores, and copies to shared memory that nobody waits for -- */
-
-#ifndef FL_TENSOR_CORES /* a host that runs kernels has its own */
 
 /* sums (16, 8) = start + a (16, 4 * QUADS) b (4 * QUADS, 8), exact, a warp together; QUADS is 4 or 8. With g = lane / 4
  * and t = lane % 4, a lane holds quads t and, of 8, 4 + t: of a those of rows g and g + 8, of b those of column g; and

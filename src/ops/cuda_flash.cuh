@@ -41,14 +41,19 @@ struct fl_flash {
     uint32_t begin[2], end[2]; /* the keys that each sees */
     float maximum[2], sum[2], total_maximum[2], total_sum[2];
     float outs[tiles][4];
+
+    static __device__ __forceinline__ uint32_t query(uint32_t i) { /* g or g + 8 of the tile, which may end before */
+        return (SHARES ? 0 : threadIdx.x / FL_WARP * FL_FLASH_FEW) + threadIdx.x % FL_WARP / 4 + 8 * i;
+    }
+    static __device__ __forceinline__ uint32_t first_tile() {
+        return SHARES ? threadIdx.x / FL_WARP * tiles : 0;
+    }
+    static __device__ __forceinline__ uint32_t column(uint32_t n) { /* of the n-th of the numbers of a query */
+        return (first_tile() + n / 2) * 8 + threadIdx.x % 4 * 2 + n % 2;
+    }
 };
 
 /* ---- Queries -- */
-
-__device__ __forceinline__ uint32_t fl_flash_query_of(uint32_t n, bool shares, uint32_t i) { /* i: 0 or 1 */
-    uint32_t first = shares ? 0 : threadIdx.x / FL_WARP * FL_FLASH_FEW;
-    return min(first + threadIdx.x % FL_WARP / 4 + 8 * i, n - 1); /* behind the last: that again */
-}
 
 /* A power of two that brings the largest of a query near 2^10, where f16 holds pieces of all, and its inverse. */
 __device__ __forceinline__ float fl_flash_lift(float largest, float *back) {
@@ -95,7 +100,7 @@ __device__ __forceinline__ void fl_flash_queries(const fl_tile &w, const fl_flas
     uint32_t t = threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        uint32_t query = fl_flash_query_of(w.queries.n, SHARES, i);
+        uint32_t query = min(f.query(i), w.queries.n - 1); /* behind the last: that again */
         const float *from = (SHARES && w.a->decodes ? room.heads[SHARES ? query : 0] : fl_query_of(w, query)) + 2 * t;
         float largest = 0, back;
 #pragma unroll
@@ -221,7 +226,7 @@ __device__ __forceinline__ void fl_flash_softmax(fl_flash<PIECES, D, SHARES> &f,
 template <bool BF16, int PIECES, int D, bool SHARES>
 __device__ __forceinline__ void fl_flash_gather(fl_flash<PIECES, D, SHARES> &f, const fl_flash_stage<D> &s,
                                                 const float weights[FL_FLASH_KEYS / 8][4]) {
-    uint32_t lane = threadIdx.x % FL_WARP, first = SHARES ? threadIdx.x / FL_WARP * f.tiles : 0;
+    uint32_t lane = threadIdx.x % FL_WARP, first = f.first_tile();
 #pragma unroll
     for (int step = 0; step < FL_FLASH_KEYS / 16; step++) {
         uint32_t pieces[PIECES][4];
@@ -269,12 +274,11 @@ __device__ __forceinline__ void fl_flash_part(const fl_tile &w, const fl_flash<P
                                               uint32_t query, uint32_t split) {
     const fl_device_attend &a = *w.a;
     size_t part = fl_part_of(a, fl_row_of(w, query), fl_head_of(w, query), split);
-    uint32_t t = threadIdx.x % 4, warp = threadIdx.x / FL_WARP, first = SHARES ? warp * f.tiles : 0;
 #pragma unroll
     for (int n = 0; n < 2 * f.tiles; n++) {
-        a.parts[part * D + (first + n / 2) * 8 + 2 * t + n % 2] = f.outs[n / 2][2 * i + n % 2];
+        a.parts[part * D + f.column(n)] = f.outs[n / 2][2 * i + n % 2];
     }
-    if (t == 0 && (!SHARES || warp == 0)) {
+    if (f.column(0) == 0) {
         a.limits[2 * part] = f.maximum[i];
         a.limits[2 * part + 1] = f.sum[i];
     }
@@ -307,7 +311,7 @@ __device__ __forceinline__ void fl_flash_end(const fl_tile &w, fl_flash<PIECES, 
     uint32_t from = split * w.a->split_tokens, to = from + w.a->split_tokens;
 #pragma unroll
     for (uint32_t i = 0; i < 2; i++) {
-        uint32_t query = (SHARES ? 0 : threadIdx.x / FL_WARP * FL_FLASH_FEW) + threadIdx.x % FL_WARP / 4 + 8 * i;
+        uint32_t query = f.query(i);
         if (query >= w.queries.n || f.begin[i] >= to || f.end[i] <= from) {
             continue;
         }
@@ -324,13 +328,9 @@ __device__ __forceinline__ void fl_flash_end(const fl_tile &w, fl_flash<PIECES, 
 __device__ __forceinline__ void fl_flash_merge(const fl_tile &w, uint32_t first, uint32_t behind, uint32_t *is_last) {
     const fl_device_attend &a = *w.a;
     uint32_t row = w.queries.first_row, *done = a.done + row * a.heads.kv.n_kv_heads + w.kv_head;
-    float total, maximum, sum;
-    for (uint32_t i = 0, last = fl_is_last(done, behind - first, is_last); i < w.queries.n && last != 0; i++) {
-        fl_merge_parts<1>(a, row, fl_head_of(w, i), 1, first, behind, &total, &maximum, &sum);
-        if (threadIdx.x < a.heads.kv.head_dim) {
-            float *out = a.out + row * a.out_stride + (size_t)fl_head_of(w, i) * a.heads.kv.head_dim;
-            out[threadIdx.x] = __fmul_rn(total, __fdiv_rn(1.0f, sum));
-        }
+    bool last = fl_is_last(done, behind - first, is_last);
+    for (uint32_t i = 0; i < w.queries.n && last; i++) {
+        fl_merge_head(a, row, fl_head_of(w, i), first, behind);
     }
 }
 
@@ -338,10 +338,9 @@ __device__ __forceinline__ void fl_flash_merge(const fl_tile &w, uint32_t first,
 template <int PIECES, int D, bool SHARES>
 __device__ __forceinline__ void fl_flash_put(const fl_tile &w, const fl_flash<PIECES, D, SHARES> &f,
                                              const fl_flash_room<D, SHARES> &room) {
-    uint32_t t = threadIdx.x % 4, warp = threadIdx.x / FL_WARP, first = SHARES ? warp * f.tiles : 0;
 #pragma unroll
     for (uint32_t i = 0; i < 2; i++) {
-        uint32_t query = (SHARES ? 0 : warp * FL_FLASH_FEW) + threadIdx.x % FL_WARP / 4 + 8 * i;
+        uint32_t query = f.query(i);
         if (query >= w.queries.n) {
             continue;
         }
@@ -350,7 +349,7 @@ __device__ __forceinline__ void fl_flash_put(const fl_tile &w, const fl_flash<PI
 #pragma unroll
         for (int n = 0; n < 2 * f.tiles; n++) {
             float total = room.totals[f.tiles * 2 * i + n][threadIdx.x];
-            out[(first + n / 2) * 8 + 2 * t + n % 2] = __fmul_rn(total, inverse);
+            out[f.column(n)] = __fmul_rn(total, inverse);
         }
     }
 }
@@ -366,11 +365,8 @@ __global__ void __launch_bounds__(FL_FLASH_THREADS, 2) fl_flash_kernel(const __g
     /* The last tiles of a prompt have most keys, and begin first. */
     fl_tile w = {&a, a.tiles[a.heads.counts->n_tiles - 1 - blockIdx.x], a.kv_head + blockIdx.y,
                  a.heads.n_heads / a.heads.kv.n_kv_heads, 0, {}};
-    uint32_t begin, end, ignored, now = 0;
-    fl_keys_of(a.window, fl_position_of(w, 0), &begin, &ignored);
-    fl_keys_of(a.window, fl_position_of(w, w.queries.n - 1), &ignored, &end);
-    const uint32_t lowest = begin / a.split_tokens, highest = (end - 1) / a.split_tokens;
-    const bool apart = a.n_splits > 1 && !(a.decodes && lowest == highest);
+    const fl_splits s = fl_splits_of(w);
+    uint32_t begin = s.begin, end = s.end, now = 0;
     if (a.n_splits > 1) {
         begin = max(begin, blockIdx.z * a.split_tokens);
         end = min(end, (blockIdx.z + 1) * a.split_tokens);
@@ -379,7 +375,7 @@ __global__ void __launch_bounds__(FL_FLASH_THREADS, 2) fl_flash_kernel(const __g
         return;
     }
     if (SHARES && a.decodes) {
-        fl_flash_turn(w, (end - 1) / a.split_tokens == highest, room);
+        fl_flash_turn(w, (end - 1) / a.split_tokens == s.highest, room);
     }
     bool has_queries = SHARES || threadIdx.x / FL_WARP * FL_FLASH_FEW < w.queries.n; /* the same for a warp */
     fl_flash<PIECES, D, SHARES> f;
@@ -402,15 +398,15 @@ __global__ void __launch_bounds__(FL_FLASH_THREADS, 2) fl_flash_kernel(const __g
             fl_flash_softmax(f, block, scores);
             fl_flash_gather<BF16>(f, room.stages[now], scores);
             if (next % a.split_tokens == 0 || next >= end) {
-                fl_flash_end(w, f, room, block / a.split_tokens, apart);
+                fl_flash_end(w, f, room, block / a.split_tokens, s.apart);
             }
         }
         __syncthreads(); /* nobody reads what is filled next */
     }
-    if (!apart && has_queries) {
+    if (!s.apart && has_queries) {
         fl_flash_put(w, f, room);
-    } else if (SHARES && apart && a.decodes) {
-        fl_flash_merge(w, lowest, highest + 1, &room.is_last);
+    } else if (SHARES && s.apart && a.decodes) {
+        fl_flash_merge(w, s.lowest, s.highest + 1, &room.is_last);
     }
 }
 
