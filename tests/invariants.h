@@ -47,6 +47,15 @@ static inline const char *broken_pages(const folollm *f) {
     return wrong;
 }
 
+static inline uint32_t n_followers(const fl_scheduler *s, uint32_t of) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < s->n_requests; i++) {
+        bool waits = s->requests[i].state == FL_REQUEST_WAITING;
+        n += i != of && waits && s->requests[i].leader == of;
+    }
+    return n;
+}
+
 /* Each request is in one place, its lengths are in order, and its pages are those that its lengths need. */
 static inline const char *broken_requests(const folollm *f) {
     const fl_driver *d = &f->driver;
@@ -60,6 +69,9 @@ static inline const char *broken_requests(const folollm *f) {
         }
         n_waiting += r->state == FL_REQUEST_WAITING;
         n_running += r->state == FL_REQUEST_RUNNING;
+        if (i >= s->n_used || r->n_followers != n_followers(s, i)) {
+            return "a request behind the last one, or with other followers than it knows";
+        }
         if (q->handle == 0 || q->handle != r->event.seq) {
             return "a request without its sequence";
         }

@@ -123,7 +123,7 @@ FOLOLLM_API void folollm_get_stats(const folollm *f, folollm_stats *stats) {
     stats->pages_cached = f->pages.n_cached;
     stats->pages_evicted = f->pages.n_evicted;
     stats->seqs_open = f->sequences.n_open;
-    for (uint32_t i = 0; i < f->driver.scheduler.n_requests; i++) {
+    for (uint32_t i = 0; i < f->driver.scheduler.n_used; i++) {
         fl_request_state state = f->driver.scheduler.requests[i].state;
         stats->requests_waiting += state == FL_REQUEST_WAITING;
         stats->requests_running += state == FL_REQUEST_RUNNING || state == FL_REQUEST_OVER;

@@ -38,7 +38,8 @@ static uint64_t fl_driver_now(const fl_driver *d) {
 FL_LOCAL folollm_status fl_driver_submit(fl_driver *d, const folollm_submission *in, const fl_sampling *sampling,
                                          const fl_adapter *adapter, folollm_seq *out, folollm_error *error) {
     fl_scheduler *s = &d->scheduler;
-    uint32_t n = in->n_answers != 0 ? in->n_answers : 1, leader = 0, n_free = 0;
+    uint32_t n = in->n_answers != 0 ? in->n_answers : 1, n_free = 0;
+    fl_request *leader = NULL;
     for (uint32_t i = 0; i < s->n_requests; i++) {
         n_free += s->requests[i].state == FL_REQUEST_FREE;
     }
@@ -50,8 +51,11 @@ FL_LOCAL folollm_status fl_driver_submit(fl_driver *d, const folollm_submission 
     }
     for (uint32_t i = 0; i < n; i++) {
         fl_request *r = fl_scheduler_open(s, in->flow, in->weight != 0 ? in->weight : 1, &out[i]);
-        leader = i == 0 ? r->leader : leader;
-        r->leader = leader;
+        if (i == 0) {
+            leader = r;
+        } else {
+            fl_scheduler_lead(s, leader, r);
+        }
         r->priority = in->priority;
         r->deadline = in->deadline != 0 ? in->deadline : UINT64_MAX;
         r->space = in->cache_space;
@@ -97,7 +101,7 @@ static void fl_driver_end_unwanted(fl_driver *d) {
     fl_scheduler *s = &d->scheduler;
     uint64_t now = fl_driver_now(d);
     fl_atomic_store(&s->sequences->any_cancel, false); /* before looking: what comes later is seen later */
-    for (uint32_t i = 0; i < s->n_requests; i++) {
+    for (uint32_t i = 0; i < s->n_used; i++) {
         fl_request *r = &s->requests[i];
         if (!fl_request_is_live(r)) {
             continue;
@@ -113,7 +117,7 @@ static void fl_driver_end_unwanted(fl_driver *d) {
 static size_t fl_driver_hand_out(fl_driver *d, folollm_event *events, size_t room) {
     fl_scheduler *s = &d->scheduler;
     size_t n = 0;
-    for (uint32_t i = 0; i < s->n_requests && n < room; i++) {
+    for (uint32_t i = 0; i < s->n_used && n < room; i++) {
         fl_request *r = &s->requests[i];
         if (r->has_event) {
             events[n++] = r->event;
@@ -126,7 +130,7 @@ static size_t fl_driver_hand_out(fl_driver *d, folollm_event *events, size_t roo
 /* Free the slots of those that are over in every respect. */
 static void fl_driver_sweep(fl_driver *d) {
     fl_scheduler *s = &d->scheduler;
-    for (uint32_t i = 0; i < s->n_requests; i++) {
+    for (uint32_t i = 0; i < s->n_used; i++) {
         fl_request *r = &s->requests[i];
         if (r->state == FL_REQUEST_OVER && !r->has_event && r->n_rows == 0) {
             d->executor->stats.requests_finished++;

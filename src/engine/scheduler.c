@@ -82,6 +82,7 @@ FL_LOCAL fl_request *fl_scheduler_open(fl_scheduler *s, uint32_t flow, uint32_t 
     r->logits_row = FL_NO_ROW;
     r->event.seq = *id;
     s->n_waiting++;
+    s->n_used = (uint32_t)fl_max(s->n_used, fl_request_index(s, r) + 1);
     return r;
 }
 
@@ -89,6 +90,9 @@ FL_LOCAL void fl_scheduler_close(fl_scheduler *s, fl_request *r) {
     fl_sequence_close(s->sequences, r->s, s->pages);
     s->flows[r->flow].n_live--;
     r->state = FL_REQUEST_FREE;
+    while (s->n_used > 0 && s->requests[s->n_used - 1].state == FL_REQUEST_FREE) {
+        s->n_used--;
+    }
 }
 
 static void fl_release_pages(fl_scheduler *s, fl_request *r) {
@@ -107,10 +111,20 @@ static void fl_leave_queue(fl_scheduler *s, const fl_request *r) {
     }
 }
 
+FL_LOCAL void fl_scheduler_lead(fl_scheduler *s, fl_request *leader, fl_request *r) {
+    r->leader = fl_request_index(s, leader);
+    leader->n_followers++;
+}
+
+static void fl_stop_following(fl_scheduler *s, fl_request *r) {
+    s->requests[r->leader].n_followers--;
+    r->leader = fl_request_index(s, r);
+}
+
 FL_LOCAL fl_request *fl_scheduler_follower(const fl_scheduler *s, const fl_request *r) {
     uint32_t index = fl_request_index(s, r);
-    for (uint32_t i = 0; i < s->n_requests; i++) {
-        if (i != index && s->requests[i].state == FL_REQUEST_WAITING && s->requests[i].leader == index) {
+    for (uint32_t i = 0; i < s->n_used && r->n_followers > 0; i++) {
+        if (i != index && s->requests[i].leader == index) {
             return &s->requests[i];
         }
     }
@@ -119,9 +133,14 @@ FL_LOCAL fl_request *fl_scheduler_follower(const fl_scheduler *s, const fl_reque
 
 /* The first of those that waited for r's prompt computes it for the others. */
 static void fl_pass_lead(fl_scheduler *s, const fl_request *r) {
-    const fl_request *heir = fl_scheduler_follower(s, r);
+    fl_request *heir = fl_scheduler_follower(s, r);
+    if (heir == NULL) {
+        return;
+    }
+    fl_stop_following(s, heir);
     for (fl_request *next; (next = fl_scheduler_follower(s, r)) != NULL;) {
-        next->leader = fl_request_index(s, heir);
+        fl_stop_following(s, next);
+        fl_scheduler_lead(s, heir, next);
     }
 }
 
@@ -129,6 +148,9 @@ FL_LOCAL void fl_scheduler_end(fl_scheduler *s, fl_request *r) {
     fl_leave_queue(s, r);
     r->state = FL_REQUEST_OVER;
     fl_pass_lead(s, r);
+    if (r->leader != fl_request_index(s, r)) {
+        fl_stop_following(s, r);
+    }
     if (r->n_rows == 0) {
         fl_release_pages(s, r);
     }
@@ -202,7 +224,7 @@ static fl_rank fl_turn_of(const fl_scheduler *s, const fl_request *r, fl_class c
 static fl_request *fl_pick(fl_scheduler *s, fl_class class_) {
     fl_request *best = NULL;
     fl_rank best_rank = {0, 0, 0, 0, 0};
-    for (uint32_t i = 0; i < s->n_requests; i++) {
+    for (uint32_t i = 0; i < s->n_used; i++) {
         fl_request *r = &s->requests[i];
         if (fl_is_of(s, r, class_)) {
             fl_rank rank = fl_turn_of(s, r, class_);
@@ -264,7 +286,7 @@ static bool fl_may_take(const fl_scheduler *s, const fl_request *than, const fl_
 /* The last in order of those whose pages may be taken. */
 static fl_request *fl_victim(fl_scheduler *s, const fl_request *than, bool to_be_let_in) {
     fl_request *worst = NULL;
-    for (uint32_t i = 0; i < s->n_requests; i++) {
+    for (uint32_t i = 0; i < s->n_used; i++) {
         fl_request *r = &s->requests[i];
         if (fl_may_take(s, than, r, to_be_let_in) &&
             (worst == NULL || fl_ranks_before(fl_rank_of(s, worst), fl_rank_of(s, r)))) {
@@ -289,7 +311,7 @@ static uint32_t fl_make_room(fl_scheduler *s, fl_request *r, uint32_t n) {
 /* Pages that those who run will still take for what they know. */
 static size_t fl_pages_promised(const fl_scheduler *s) {
     size_t n = 0;
-    for (uint32_t i = 0; i < s->n_requests; i++) {
+    for (uint32_t i = 0; i < s->n_used; i++) {
         const fl_request *r = &s->requests[i];
         size_t all = fl_div_up(r->n_known, FL_PAGE_TOKENS);
         if (r->state == FL_REQUEST_RUNNING && all > r->s->n_pages) {
@@ -348,7 +370,7 @@ FL_LOCAL void fl_scheduler_commit(fl_scheduler *s, fl_request *r) {
 
 FL_LOCAL void fl_scheduler_follow(fl_scheduler *s, const fl_request *leader, fl_request *r) {
     fl_sequence_share(r->s, leader->s, s->pages);
-    r->leader = fl_request_index(s, r);
+    fl_stop_following(s, r);
     r->serial = leader->serial;
     r->n_published = leader->n_published;
     r->event.metrics.cached_tokens = r->s->n_tokens;
@@ -410,9 +432,37 @@ static bool fl_admit(fl_scheduler *s, fl_request *r) {
     return true;
 }
 
+/* Are there rows and pages for all who want one row? Then nobody needs to be first. */
+static bool fl_all_fit(const fl_scheduler *s, uint32_t rows) {
+    size_t n = 0, pages = 0;
+    for (uint32_t i = 0; i < s->n_used; i++) {
+        const fl_request *r = &s->requests[i];
+        if (fl_is_of(s, r, FL_CLASS_ONE_ROW)) {
+            n++;
+            pages += fl_sequence_pages_wanted(r->s, s->pages, 1);
+        }
+    }
+    return n <= rows && pages <= s->pages->n_free;
+}
+
+static uint32_t fl_serve_all(fl_scheduler *s) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < s->n_used; i++) {
+        fl_request *r = &s->requests[i];
+        if (fl_is_of(s, r, FL_CLASS_ONE_ROW)) {
+            r->considered = s->step;
+            n += fl_place(s, r, 1);
+        }
+    }
+    return n;
+}
+
 static uint32_t fl_serve(fl_scheduler *s, fl_class class_, uint32_t rows, uint32_t each) {
     uint32_t left = rows;
     fl_request *r;
+    if (class_ == FL_CLASS_ONE_ROW && fl_all_fit(s, rows)) {
+        return fl_serve_all(s);
+    }
     while (left > 0 && (r = fl_pick(s, class_)) != NULL) {
         left -= fl_place(s, r, left < each ? left : each);
     }
@@ -435,7 +485,7 @@ static uint32_t fl_let_in(fl_scheduler *s, uint32_t rows) {
 /* Rows that those who write leave to prompts: a share, and of a step of one row every so many steps that row. */
 static uint32_t fl_rows_for_prompts(const fl_scheduler *s, uint32_t max_rows) {
     bool any = s->n_waiting > 0 && s->n_running < s->max_running;
-    for (uint32_t i = 0; i < s->n_requests && !any; i++) {
+    for (uint32_t i = 0; i < s->n_used && !any; i++) {
         any = fl_is_of(s, &s->requests[i], FL_CLASS_PROMPT);
     }
     if (!any) {
@@ -455,7 +505,7 @@ FL_LOCAL void fl_scheduler_plan(fl_scheduler *s, uint32_t max_rows, uint32_t max
     uint32_t given = fl_serve(s, FL_CLASS_PROMPT, prompts, prompts);
     given += fl_let_in(s, prompts - given);
     fl_serve(s, FL_CLASS_ONE_ROW, left - given, 1);
-    for (uint32_t i = 0; i < s->n_requests; i++) {
+    for (uint32_t i = 0; i < s->n_used; i++) {
         fl_request *r = &s->requests[i];
         r->waited += fl_request_is_live(r) && r->n_rows == 0 && r->waited < UINT32_MAX;
     }

@@ -44,6 +44,7 @@ typedef struct fl_request { /* one answer */
     uint64_t considered;    /* the last step that looked at it */
     uint32_t waited;        /* steps without a row since */
     uint32_t leader;        /* index of the answer that computes the prompt for it, or its own */
+    uint32_t n_followers;   /* others that wait for this one to do so */
     bool preempted;
 
     /* The step at hand. */
@@ -78,6 +79,7 @@ typedef struct fl_scheduler {
     fl_sequences *sequences;
     folollm_stats *stats;
     uint32_t n_requests, max_running;
+    uint32_t n_used; /* from here on they are free */
     uint32_t n_waiting, n_running;
     fl_request *requests; /* (n_requests) */
     fl_flow *flows;       /* (n_requests) */
@@ -102,6 +104,9 @@ FL_LOCAL void fl_scheduler_plan(fl_scheduler *s, uint32_t max_rows, uint32_t max
 
 /* The rows of a placed request are computed. */
 FL_LOCAL void fl_scheduler_commit(fl_scheduler *s, fl_request *r);
+
+/* r, just opened, waits for `leader`, another one that was, to compute the prompt of both. */
+FL_LOCAL void fl_scheduler_lead(fl_scheduler *s, fl_request *leader, fl_request *r);
 
 /* Another answer that waits for r to compute its prompt; NULL: none does. */
 FL_LOCAL fl_request *fl_scheduler_follower(const fl_scheduler *s, const fl_request *r);
