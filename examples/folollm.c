@@ -1624,8 +1624,11 @@ static void time_prefill(bench *b, const bench_row *row, double *rate, double *f
     *first = seconds() - begin;
 }
 
+/* On a device the tokens are those that it chose, which is part of its step and tells it what the next one is. On a CPU
+ * they are random: choosing is a row of the sampler's own, and llama-bench does not do it either. */
 static void time_decode(bench *b, const bench_row *row, double *rate)
 {
+    folollm_sampled sampled;
     folollm_error error;
     double time = 0;
     for (size_t i = 0; i < row->batch; i++) {
@@ -1634,6 +1637,10 @@ static void time_decode(bench *b, const bench_row *row, double *rate)
     for (uint32_t n = 0; n < row->generate; n++) {
         fill_random(b, row->batch);
         double begin = seconds();
+        for (size_t i = 0; i < row->batch && n > 0 && b->s->engine.device != 0; i++) {
+            check(folollm_sample(b->engine, b->seqs[i], &sampled, NULL, 0, &error), &error);
+            b->tokens[i] = sampled.token;
+        }
         check(folollm_decode_step(b->engine, b->seqs, b->tokens, row->batch, &error), &error);
         time += seconds() - begin;
     }

@@ -33,8 +33,9 @@ typedef struct list {
 } list;
 
 static const char *model;
-static const char *const kv_names[] = {"f16", "f32", "bf16", "q8", "q4"};
-static uint32_t n_threads, kv, chunk;
+static const char *const kv_names[] = {"f16", "f32", "bf16", "q8", "q4", NULL};
+static const char *const floats_names[] = {"exact", "split", "bf16", NULL};
+static uint32_t n_threads, device, kv, floats, chunk;
 static uint32_t n_requests = 64, length_min = 16, length_max = 512, prompt_length, answer_length, n_running = 16;
 static uint32_t arrival_running = 8, arrival_prompt = 4096, arrival_steps = 64;
 static uint32_t prefix_length = 2048, prefix_repeats = 5;
@@ -49,6 +50,7 @@ typedef struct option {
 
 static const option options[] = {
     {"-t", "threads; 0: all cores", &n_threads, NULL},
+    {"--device", "1 + the number of a CUDA device; 0: the CPU", &device, NULL},
     {"--chunk", "rows of a forward pass in throughput, prefix and overrun; 0: folollm's default", &chunk, NULL},
     {"--requests", "throughput: how many", &n_requests, NULL},
     {"--min-length", "throughput: shortest prompt and answer", &length_min, NULL},
@@ -197,6 +199,8 @@ static folollm *open_engine(uint32_t rows, uint32_t context, uint64_t pool, uint
     folollm_options o = {.context = context, .pool_tokens = (uint32_t)pool, .chunk = rows, .max_seqs = 1};
     folollm *engine;
     o.n_threads = n_threads;
+    o.device = device;
+    o.device_floats = (folollm_floats)floats;
     o.kv = (folollm_kv_type)kv;
     o.max_running = running;
     o.max_requests = waiting;
@@ -519,7 +523,7 @@ static void run_experiment(const char *name, const char *mode)
 static void print_usage(void)
 {
     fputs("usage: bench_batch -m MODEL [OPTIONS] [--mode continuous|static|padded|single] "
-          "[--kv f16|f32|bf16|q8|q4] throughput|requests|arrival|prefix|overrun...\n", stderr);
+          "[--kv f16|f32|bf16|q8|q4] [--floats exact|split|bf16] throughput|requests|arrival|prefix|overrun...\n", stderr);
     for (size_t i = 0; i < sizeof options / sizeof options[0]; i++) {
         const option *o = &options[i];
         fprintf(stderr, "  %-18s %s (", o->name, o->help);
@@ -562,10 +566,10 @@ static const option *find_option(const char *name)
     return NULL;
 }
 
-static uint32_t find_kv(const char *name)
+static uint32_t find_name(const char *const *names, const char *name)
 {
-    for (uint32_t i = 0; i < sizeof kv_names / sizeof kv_names[0]; i++) {
-        if (strcmp(name, kv_names[i]) == 0) {
+    for (uint32_t i = 0; names[i] != NULL; i++) {
+        if (strcmp(name, names[i]) == 0) {
             return i;
         }
     }
@@ -582,6 +586,8 @@ static void open_base(void)
     host.clock = now_us;
     o.host = &host;
     o.n_threads = n_threads;
+    o.device = device;
+    o.device_floats = (folollm_floats)floats;
     o.kv = (folollm_kv_type)kv;
     check(folollm_load(model, &o, &base, &error));
     folollm_get_info(base, &info);
@@ -608,7 +614,9 @@ int main(int argc, char **argv)
         } else if (strcmp(argv[i], "--mode") == 0) {
             mode = argv[++i];
         } else if (strcmp(argv[i], "--kv") == 0) {
-            kv = find_kv(argv[++i]);
+            kv = find_name(kv_names, argv[++i]);
+        } else if (strcmp(argv[i], "--floats") == 0) {
+            floats = find_name(floats_names, argv[++i]);
         } else if ((size_t)snprintf(word, sizeof word, " %s ", argv[i]) < sizeof word && n_names < 16 &&
                    strstr(experiments, word) != NULL) {
             names[n_names++] = argv[i];
