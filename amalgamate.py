@@ -32,7 +32,7 @@ FLOORS = [
               "weights.h weights.c upload.h upload.c generation.h generation.c runner.h runner.c"),
     ("engine", "pages.h pages.c sampler.h sampler.c stream.h stream.c worker.h worker.c adapters.h adapters.c "
                "sequences.h sequences.c "
-               "executor.h executor.c scheduler.h scheduler.c driver.h driver.c snapshot.h snapshot.c"),
+               "executor.h executor.c scheduler.h scheduler.c ahead.h ahead.c driver.h driver.c snapshot.h snapshot.c"),
     ("api", "engine.h load.c quantize.c api.c"),
 ]
 KERNELS = ["ops/device.h", "ops/cuda_base.cuh", "ops/cuda_weights.cuh", "ops/cuda_rows.cuh", "ops/cuda_products.cuh",

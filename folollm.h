@@ -219,7 +219,7 @@ typedef struct folollm_options {
     uint32_t pool_tokens;      /* tokens of KV cache that all sequences and requests share, rounded up to pages;
                                   0: context */
     uint32_t chunk;            /* most rows in one forward pass; 0: 128, on a device 512. More: faster prefill, more
-                                  scratch */
+                                  scratch. At most what the context or pool_tokens hold */
     uint32_t n_threads;        /* threads that compute, the caller included; 0: all cores; 1 creates none */
     folollm_kv_type kv;        /* how keys and values are stored */
     folollm_isa isa;
@@ -244,8 +244,9 @@ typedef struct folollm_options {
                                   For folollm_share 0 or what the first engine has */
     folollm_floats device_floats; /* only with a device */
     void *device_stream;       /* only with a device: a cudaStream_t of it, not the default one, in which the engine's
-                                  steps run; it must outlive the engine, and no graph may be captured in it during a
-                                  call. NULL: one of the engine's own, of the lowest priority */
+                                  steps run, also one that was begun ahead when a call has returned; it must outlive
+                                  the engine, and no graph may be captured in it during a call. NULL: one of the
+                                  engine's own, of the lowest priority */
 } folollm_options;
 
 /* Bytes by class. `allocated` is what the handle takes from the host's allocator and keeps until it is freed;
@@ -535,7 +536,10 @@ FOLOLLM_API folollm_status folollm_prefill(folollm *engine, folollm_seq seq, con
                                            size_t n_tokens, float *all_logits, folollm_error *error);
 
 /* Append one token to each of n sequences, all different, in one forward pass (more, if n is above the chunk). A
- * sequence may be empty before. seqs, tokens: (n). All or none advance; the error names the sequence that could not. */
+ * sequence may be empty before. seqs, tokens: (n). All or none advance; the error names the sequence that could not.
+ * On a device, a loop that passes on the tokens that sample gave finds its next step begun when it asks for it, so that
+ * the device does not wait for the host; if it asks for something else, or the logits, that step is given up or waited
+ * for. It shows nowhere but in time, and in stats.ahead. */
 FOLOLLM_API folollm_status folollm_decode_step(folollm *engine, const folollm_seq *seqs, const folollm_token *tokens,
                                                size_t n, folollm_error *error);
 
@@ -648,6 +652,8 @@ typedef struct folollm_event {
  * are events; zero events with FOLOLLM_OK then mean that the time is used up, or that nothing is there to do
  * (folollm_get_stats: requests_waiting and requests_running). In other cases they may also mean that only a piece of a
  * prompt was computed.
+ * On a device, when this returns and only answers are being written, their next step may have been begun already (never
+ * with a budget in microseconds): a request that comes meanwhile gets its first row in the step behind it.
  * FOLOLLM_E_POOL: nothing can move, because sequences of the host's own loop hold the pages. FOLOLLM_E_DEVICE: the
  * requests of the step are computed again from what is known of them, as after a preemption, and give the same. */
 FOLOLLM_API folollm_status folollm_step(folollm *engine, const folollm_budget *budget, folollm_event *events,
@@ -663,7 +669,8 @@ FOLOLLM_API folollm_status folollm_cancel(folollm *engine, folollm_seq seq, folo
 typedef struct folollm_stats {
     uint64_t prompt_tokens;    /* rows of prompts, or computed again after a preemption */
     uint64_t generated_tokens; /* rows of tokens that were generated */
-    uint64_t forwards;         /* forward passes */
+    uint64_t forwards;         /* forward passes; */
+    uint64_t ahead;            /* of these, begun on a device before the one in front was over, and not in vain */
     uint64_t undone;           /* calls of prefill and decode_step, and steps, that failed and were undone */
     uint64_t pages_copied;     /* on write, after a fork */
     uint32_t pages_used, pages_free, pages_shared; /* now; shared: with more than one owner */

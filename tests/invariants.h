@@ -56,6 +56,15 @@ static inline uint32_t n_followers(const fl_scheduler *s, uint32_t of) {
     return n;
 }
 
+/* Has r a row of the step that was begun behind the one at hand? */
+static inline uint32_t begun_rows(const fl_driver *d, const fl_request *r) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < d->ahead.n; i++) {
+        n += fl_scheduler_find(&d->scheduler, &d->ahead.placed[i]) == r;
+    }
+    return n;
+}
+
 /* Each request is in one place, its lengths are in order, and its pages are those that its lengths need. */
 static inline const char *broken_requests(const folollm *f) {
     const fl_driver *d = &f->driver;
@@ -79,7 +88,7 @@ static inline const char *broken_requests(const folollm *f) {
                                       q->n_prompt > r->n_known || q->n_tokens + r->n_rows > r->n_known)) {
             return "lengths that are not computed <= known <= limit";
         }
-        if (q->n_pages != fl_div_up(q->n_tokens + r->n_rows, FL_PAGE_TOKENS)) {
+        if (q->n_pages != fl_div_up(q->n_tokens + r->n_rows + begun_rows(d, r), FL_PAGE_TOKENS)) {
             return "pages that are not those of the tokens";
         }
         if (r->state == FL_REQUEST_RUNNING && q->n_tokens == r->n_known && !d->running) {

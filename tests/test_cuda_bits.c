@@ -364,7 +364,7 @@ static void check_step(const layer_case *c, const fl_batch *batch) {
         bool recorded = s->backend->ops->begin(s->backend, batch);
         CHECK(recorded == (s == &sides[1]));
         if (recorded) {
-            f.op = FL_OP_WHOLE;
+            f.op = FL_OP_END;
         } else {
             s->backend->ops->embed(s->backend, &s->weights->embedding, batch, s->a.x);
         }
@@ -410,9 +410,9 @@ static void check_steps(const layer_case *c) {
                                               {{1, 1, 1}, {0, 63, 128}}, {{0, 1, 0}, {0, 9, 0}},
                                               {{1, 0, 1}, {64, 0, 5}},   {{0, 0, 1}, {0, 0, 134}}};
     fl_batch batch;
-    for (size_t i = 0; fl_cuda_record_begin(&cuda, i, &batch); i++) {
+    while (fl_cuda_record_begin(&cuda, false, &batch)) {
         fl_runner_record(sides[1].weights, sides[1].backend, &sides[1].a, &sides[1].kv, &batch);
-        fl_cuda_record_end(&cuda);
+        fl_cuda_record_end(&cuda, false);
     }
     demand(fl_cuda_status(&device, &error));
     size_t used = room_used;
@@ -810,7 +810,9 @@ static float *write_adapted(folollm_options o, size_t *vocab) {
         const float *row = NULL;
         if (s == 0) {
             next[0] = next[1] = next[2] = ids[20 + step];
-            demand(folollm_decode_step(f, seqs, next, ADAPTED, &error));
+            for (uint32_t at = 0, together = 1 + step % ADAPTED; at < ADAPTED; at += together) {
+                demand(folollm_decode_step(f, seqs + at, next, fl_min(together, ADAPTED - at), &error));
+            }
         }
         demand(folollm_logits(f, seqs[s], &row, &error));
         memcpy(logits + i * n, row, n * sizeof *row);

@@ -10,6 +10,7 @@
 #include "host.h"
 
 #define MODEL "tests/vectors/models/qwen3-gqa-fp32"
+#define ADAPTER "tests/vectors/adapters/all" /* on all seven matrices of a layer */
 #define LAYERS 2
 #define OUT_OF_MEMORY 2  /* cudaErrorMemoryAllocation: the device lives on */
 #define ILLEGAL_ADDRESS 700 /* cudaErrorIllegalAddress: it does not */
@@ -36,7 +37,7 @@ static int nothing_is_left(void) {
 
 #define FIRST 5  /* tokens of a prompt */
 #define STEPS 2
-#define ANSWER 2
+#define ANSWER 3
 
 typedef struct life {
     uint32_t n_failed; /* calls of ours */
@@ -53,7 +54,7 @@ typedef struct life {
         folollm_status status_;                                                            \
         for (int tries = 0; (status_ = (call)) != FOLOLLM_OK; tries++) {                   \
             l->n_failed++;                                                                 \
-            CHECK(status_ == FOLOLLM_E_DEVICE && error.status == status_);                 \
+            CHECK((status_ == FOLOLLM_E_DEVICE || status_ == FOLOLLM_E_MEMORY) && error.status == status_); \
             CHECK(strstr(error.text, "CUDA device 0") != NULL);                            \
             if (tries == 2) {                                                              \
                 l->lost = true;                                                            \
@@ -96,8 +97,11 @@ static void live_by_hand(folollm *f, uint32_t vocab, life *l) {
     static uint8_t saved[1 << 20];
     folollm_token ids[FIRST + STEPS] = {3, 1, 4, 1, 5, 9, 2};
     folollm_seq seqs[2], back = 0;
+    folollm_adapter adapter = 0;
     size_t n = sizeof saved;
     CHECK(folollm_seq_open(f, NULL, &seqs[0], NULL) == FOLOLLM_OK);
+    INSIST(folollm_adapter_load(f, ADAPTER, 1, &adapter, &error));
+    CHECK(folollm_seq_set_adapter(f, seqs[0], adapter, NULL) == FOLOLLM_OK);
     INSIST(folollm_prefill(f, seqs[0], ids, FIRST, NULL, &error));
     INSIST(folollm_seq_fork(f, seqs[0], NULL, &seqs[1], &error));
     for (size_t i = 0; i < STEPS; i++) {
@@ -115,6 +119,13 @@ static void live_by_hand(folollm *f, uint32_t vocab, life *l) {
     CHECK(folollm_seq_close(f, back, NULL) == FOLOLLM_OK && folollm_seq_close(f, seqs[0], NULL) == FOLOLLM_OK);
 }
 
+/* When a step fails, that which was begun behind it is given up. */
+static folollm_status step_for(folollm *f, folollm_event *event, size_t *n) {
+    folollm_status status = folollm_step(f, NULL, event, n, &error);
+    CHECK(status == FOLOLLM_OK || f->driver.ahead.n == 0);
+    return status;
+}
+
 static void live_by_requests(folollm *f, life *l) {
     folollm_token ids[] = {2, 7, 1, 8, 2};
     folollm_sampling sampling = {.max_tokens = ANSWER, .ignore_eos = 1};
@@ -124,7 +135,7 @@ static void live_by_requests(folollm *f, life *l) {
     for (int steps = 0; l->n_answer < ANSWER && steps < 100; steps++) {
         folollm_event event;
         size_t n = 1;
-        INSIST((n = 1, folollm_step(f, NULL, &event, &n, &error)));
+        INSIST(step_for(f, &event, (n = 1, &n)));
         if (n == 1) {
             CHECK(event.status == FOLOLLM_OK);
             l->answer[l->n_answer++] = event.token;
@@ -189,7 +200,7 @@ static void test_calls(void) {
     folollm_free(f);
     uint64_t n_survived = 0, n_lost = 0;
     for (int call = 0; call < SHIM_N_CALLS; call++) {
-        uint64_t stride = call == SHIM_cudaGetDevice ? 29 : call == SHIM_cudaLaunchKernelEx ? 2 : 1;
+        uint64_t stride = call == SHIM_cudaGetDevice ? 29 : call == SHIM_cudaLaunchKernelEx ? 11 : 1;
         for (uint64_t n = 1; n <= counts.calls[call]; n += stride) {
             for (int how = 0; how < (n % 3 == 1 ? 3 : 1); how++) {
                 shim_reset();
@@ -308,16 +319,49 @@ static void check_answer_steps(folollm *f) {
         folollm_get_info(f, &info);
         CHECK(folollm_submit(f, &s, &seq, &error) == FOLOLLM_OK);
         CHECK(folollm_step(f, NULL, &event, &n, &error) == FOLOLLM_OK && n == 1);
+        shim_counts c;
         shim_clear_counts();
-        for (int i = 1; i < 9; i++) {
+        for (uint64_t i = 1; i < 9; i++) {
             CHECK(folollm_step(f, NULL, &event, &n, &error) == FOLOLLM_OK && n == 1 && event.token >= 0);
+            c = shim_get_counts();
+            /* The choice alone lets the next step begin before this one is over, and it is not waited for. */
+            CHECK(c.graph_launches == (n_top == 0 && i < 8 ? i + 1 : i) && c.copies_out == c.graph_launches);
+            CHECK(c.synchronisations == i && c.calls[SHIM_cudaEventSynchronize] == (n_top == 0 ? i : 0));
         }
-        shim_counts c = shim_get_counts();
-        CHECK(event.finish == FOLOLLM_FINISH_LENGTH && c.graph_launches == 8 && c.kernels == 0 && c.copies_out == 8);
+        CHECK(event.finish == FOLOLLM_FINISH_LENGTH && c.kernels == 0 && c.copies_in == c.graph_launches);
         CHECK(c.bytes_out == 8 * (n_top == 0 ? sizeof(fl_device_chosen) : info.vocab * sizeof(float)));
         n = 1;
         CHECK(folollm_step(f, NULL, &event, &n, &error) == FOLOLLM_OK && n == 0);
     }
+}
+
+/* Recorded, too, while another step is on its way and when it was given up. */
+static void check_adapted_step(folollm *f) {
+    folollm_token ids[] = {2, 7, 1};
+    folollm_adapter adapter;
+    folollm_sampled sampled;
+    folollm_seq seq, other;
+    CHECK(folollm_seq_open(f, NULL, &other, &error) == FOLOLLM_OK);
+    CHECK(folollm_prefill(f, other, ids, 3, NULL, &error) == FOLOLLM_OK);
+    for (int i = 0; i < 3; i++) {
+        CHECK(folollm_sample(f, other, &sampled, NULL, 0, &error) == FOLOLLM_OK);
+        CHECK(folollm_decode_step(f, &other, &sampled.token, 1, &error) == FOLOLLM_OK);
+    }
+    CHECK(f->executor.n_begun == 1);
+    CHECK(folollm_adapter_load(f, ADAPTER, 1, &adapter, &error) == FOLOLLM_OK);
+    CHECK(folollm_seq_open(f, NULL, &seq, &error) == FOLOLLM_OK);
+    CHECK(folollm_seq_set_adapter(f, seq, adapter, &error) == FOLOLLM_OK);
+    CHECK(folollm_prefill(f, seq, ids, 3, NULL, &error) == FOLOLLM_OK);
+    shim_clear_counts();
+    for (uint64_t i = 1; i < 5; i++) {
+        CHECK(folollm_sample(f, seq, &sampled, NULL, 0, &error) == FOLOLLM_OK);
+        CHECK(folollm_decode_step(f, &seq, &sampled.token, 1, &error) == FOLOLLM_OK);
+        shim_counts c = shim_get_counts();
+        CHECK(c.kernels == 0 && c.graph_launches == (i < 2 ? i : i + 1)); /* begun when the choice was taken twice */
+    }
+    CHECK(f->executor.n_begun == 1);
+    CHECK(folollm_seq_close(f, seq, &error) == FOLOLLM_OK && folollm_adapter_free(f, adapter, &error) == FOLOLLM_OK);
+    CHECK(folollm_seq_close(f, other, &error) == FOLOLLM_OK);
 }
 
 /* Kernels that were compiled for a device that cannot wait for one another must not begin early on one that can. */
@@ -362,6 +406,7 @@ static void test_steps(void) {
     CHECK(c.copies_in == 70 && c.copies_out == 70 && c.synchronisations == 70);
     CHECK(c.bytes_out == 105 * sizeof(fl_device_chosen) && c.copies_on == 105); /* the logits stay there */
     check_answer_steps(f);
+    check_adapted_step(f);
     folollm_free(f);
     CHECK(nothing_is_left());
 }

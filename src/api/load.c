@@ -104,7 +104,7 @@ static folollm_status fl_settle_options(folollm *f, const folollm_options *o, fo
     s->n_pages = (uint32_t)n_pages;
     s->context = context;
     s->n_rows = o->chunk != 0 ? o->chunk : o->device != 0 ? FL_CHUNK_DEVICE : FL_CHUNK_DEFAULT;
-    s->n_rows = s->n_rows < context ? s->n_rows : context;
+    s->n_rows = (uint32_t)fl_min(s->n_rows, fl_max(context, o->pool_tokens)); /* of one sequence, or of many */
     s->n_threads = fl_threads_of(o);
     s->device = o->device;
     s->device_stream = o->device_stream;

@@ -6,6 +6,7 @@
 FL_LOCAL void fl_driver_layout(fl_driver *d, fl_arena *arena, uint32_t n_requests, uint32_t max_running,
                                uint32_t context, bool logs) {
     fl_scheduler_layout(&d->scheduler, arena, n_requests, max_running, context, logs);
+    fl_ahead_layout(&d->ahead, arena, max_running);
 }
 
 FL_LOCAL void fl_driver_init(fl_driver *d, fl_executor *executor, const fl_chooser *chooser,
@@ -186,7 +187,7 @@ static void fl_driver_choose(fl_driver *d, fl_request *r, size_t i) {
 static bool fl_driver_sample(fl_driver *d) {
     fl_scheduler *s = &d->scheduler;
     while (d->n_sampled < s->n_placed) {
-        fl_request *r = fl_scheduler_placed(s, d->n_sampled);
+        fl_request *r = fl_scheduler_find(s, &s->placed[d->n_sampled]);
         if (r == NULL || r->logits_row == FL_NO_ROW) {
             d->n_sampled++;
             continue;
@@ -208,6 +209,14 @@ static bool fl_driver_sample(fl_driver *d) {
 
 /* ---- One step -- */
 
+/* The step at hand has begun. */
+static void fl_driver_note_step(fl_driver *d) {
+    d->running = true;
+    d->n_sampled = 0;
+    d->longest_us = 0;
+    d->executor->stats.steps++;
+}
+
 /* Compose the batch that the scheduler planned. */
 static void fl_driver_begin(fl_driver *d) {
     fl_scheduler *s = &d->scheduler;
@@ -216,9 +225,9 @@ static void fl_driver_begin(fl_driver *d) {
     for (uint32_t i = 0; i < s->n_placed; i++) {
         fl_request *r = &s->requests[s->placed[i].request];
         bool last = r->s->n_tokens + r->n_rows == r->n_known;
-        r->logits_row = last ? (uint32_t)d->executor->n_wanted : FL_NO_ROW;
         fl_executor_copy_page(d->executor, r->s, r->origin);
-        fl_executor_add(d->executor, r->s, r->s->n_tokens, r->tokens + r->s->n_tokens, r->n_rows, last);
+        size_t row = fl_executor_add(d->executor, r->s, r->s->n_tokens, r->tokens + r->s->n_tokens, r->n_rows, last);
+        r->logits_row = last ? (uint32_t)row : FL_NO_ROW;
         if (last && r->n_top == 0 && fl_scheduler_follower(s, r) == NULL) { /* nobody else needs the logits */
             fl_executor_ask(d->executor, &r->s->sampling, r->n_known, r->s->n_prompt);
         }
@@ -227,10 +236,7 @@ static void fl_driver_begin(fl_driver *d) {
         }
     }
     fl_executor_begin(d->executor, d->executor->logits);
-    d->running = true;
-    d->n_sampled = 0;
-    d->longest_us = 0;
-    d->executor->stats.steps++;
+    fl_driver_note_step(d);
 }
 
 static void fl_driver_let_go(fl_driver *d) {
@@ -246,6 +252,7 @@ static void fl_driver_undo(fl_driver *d) {
     for (uint32_t i = 0; i < s->n_placed; i++) {
         fl_scheduler_undo(s, &s->requests[s->placed[i].request]);
     }
+    fl_ahead_drop(&d->ahead, s, d->executor);
     d->running = false;
     d->executor->stats.undone++;
 }
@@ -255,7 +262,7 @@ static void fl_driver_commit(fl_driver *d) {
     fl_scheduler *s = &d->scheduler;
     uint32_t prompt_rows = 0;
     for (uint32_t i = 0; i < s->n_placed; i++) {
-        fl_request *r = fl_scheduler_placed(s, i);
+        fl_request *r = fl_scheduler_find(s, &s->placed[i]);
         if (r != NULL) {
             prompt_rows += r->n_rows > 1 ? r->n_rows : 0;
             fl_scheduler_commit(s, r);
@@ -278,7 +285,7 @@ static void fl_driver_commit(fl_driver *d) {
 /* Nobody wants what the step at hand computes. */
 static bool fl_driver_is_in_vain(const fl_driver *d) {
     for (uint32_t i = 0; i < d->scheduler.n_placed; i++) {
-        if (fl_scheduler_placed(&d->scheduler, i) != NULL) {
+        if (fl_scheduler_find(&d->scheduler, &d->scheduler.placed[i]) != NULL) {
             return false;
         }
     }
@@ -295,6 +302,9 @@ static bool fl_driver_must_rest(const fl_driver *d, uint64_t would_take) {
 static void fl_driver_move(fl_driver *d, fl_op op) {
     bool timed = d->until != UINT64_MAX;
     uint64_t begin = timed ? fl_driver_now(d) : 0, *took = d->took_us[op];
+    if (op == FL_OP_END && d->goes_ahead) {
+        fl_ahead_start(&d->ahead, &d->scheduler, d->executor, d->chooser.limit);
+    }
     if (op == FL_OP_DONE) {
         d->running = fl_driver_sample(d);
     } else if (fl_executor_advance(d->executor, timed ? d->fine : fl_worker_whole(d->executor->worker))) {
@@ -328,11 +338,14 @@ static bool fl_driver_run(fl_driver *d) {
 
 FL_LOCAL void fl_driver_settle(fl_driver *d) {
     d->until = UINT64_MAX;
+    d->goes_ahead = false;
+    d->was_settled = true;
     while (d->running) {
         d->moved = false;
         fl_driver_end_unwanted(d);
         fl_driver_run(d);
     }
+    fl_ahead_drop(&d->ahead, &d->scheduler, d->executor);
     fl_driver_sweep(d);
 }
 
@@ -341,11 +354,16 @@ static folollm_status fl_driver_plan(fl_driver *d, const folollm_budget *budget,
     fl_scheduler *s = &d->scheduler;
     uint32_t rows = d->executor->max_rows;
     rows = budget->tokens != 0 && budget->tokens < rows ? budget->tokens : rows;
-    fl_scheduler_plan(s, rows, d->until != UINT64_MAX && d->prompt_rows < rows ? d->prompt_rows : rows);
+    bool started = fl_ahead_take(&d->ahead, s, d->executor, rows);
+    if (!started) {
+        fl_scheduler_plan(s, rows, d->until != UINT64_MAX && d->prompt_rows < rows ? d->prompt_rows : rows);
+    }
     if (s->line != NULL && s->n_waiting + s->n_running > 0) {
         d->host->log_step(d->host->user, s->line);
     }
-    if (s->n_placed > 0) {
+    if (started) {
+        fl_driver_note_step(d);
+    } else if (s->n_placed > 0) {
         fl_driver_begin(d);
     } else if (s->n_waiting + s->n_running > 0) {
         return fl_fail(error, FOLOLLM_E_POOL,
@@ -360,9 +378,13 @@ FL_LOCAL folollm_status fl_driver_step(fl_driver *d, const folollm_budget *budge
                                        size_t *n_events, folollm_error *error) {
     d->until = budget->microseconds != 0 ? fl_driver_now(d) + budget->microseconds : UINT64_MAX;
     d->budget_us = budget->microseconds;
+    d->goes_ahead = d->until == UINT64_MAX && !d->was_settled;
+    d->was_settled = false;
     d->moved = false;
+    fl_executor_rest(d->executor);
     fl_driver_end_unwanted(d);
     if (d->running && fl_driver_is_in_vain(d)) {
+        fl_worker_wait(d->executor->worker); /* what was started of it reads its batch */
         fl_driver_let_go(d);
         d->running = false;
     }

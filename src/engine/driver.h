@@ -5,8 +5,7 @@
 #ifndef FL_DRIVER_H
 #define FL_DRIVER_H
 
-#include "engine/executor.h"
-#include "engine/scheduler.h"
+#include "engine/ahead.h"
 
 typedef struct fl_driver {
     fl_scheduler scheduler;
@@ -20,6 +19,10 @@ typedef struct fl_driver {
     bool running;         /* there is one; the worker's forward pass is its own, and FL_OP_DONE when only choices are
                              left */
     uint32_t n_sampled;   /* of the placed requests */
+
+    fl_ahead ahead;       /* the step behind it */
+    bool goes_ahead;      /* may one be started? */
+    bool was_settled;     /* since the last step: what runs ahead would be in the way next time, too */
 
     /* Time, in microseconds. */
     uint64_t until;       /* when the call shall end; UINT64_MAX: whenever */

@@ -3,18 +3,21 @@
 FL_LOCAL void fl_executor_layout(fl_executor *e, fl_arena *arena, uint32_t max_rows, uint32_t max_seqs,
                                  uint32_t max_logits, uint32_t vocab) {
     e->max_rows = max_rows;
-    e->tokens = fl_take(arena, max_rows, sizeof *e->tokens);
-    e->positions = fl_take(arena, max_rows, sizeof *e->positions);
-    e->slots = fl_take(arena, max_rows, sizeof *e->slots);
-    e->wanted = fl_take(arena, max_rows, sizeof *e->wanted);
-    e->runs = fl_take(arena, max_rows, sizeof *e->runs);
+    for (fl_composed *r = e->batches; r < e->batches + FL_COUNT(e->batches); r++) {
+        r->tokens = fl_take(arena, max_rows, sizeof *r->tokens);
+        r->positions = fl_take(arena, max_rows, sizeof *r->positions);
+        r->slots = fl_take(arena, max_rows, sizeof *r->slots);
+        r->wanted = fl_take(arena, max_rows, sizeof *r->wanted);
+        r->runs = fl_take(arena, max_rows, sizeof *r->runs);
+        r->choices = fl_take(arena, max_rows, sizeof *r->choices);
+        r->chosen = fl_take(arena, max_rows, sizeof *r->chosen);
+    }
     e->logits = fl_take(arena, max_logits, (size_t)vocab * sizeof *e->logits);
-    e->choices = fl_take(arena, max_rows, sizeof *e->choices);
-    e->chosen = fl_take(arena, max_rows, sizeof *e->chosen);
     e->stepped = fl_take(arena, max_seqs, sizeof *e->stepped);
     e->origins = fl_take(arena, max_seqs, sizeof *e->origins);
     e->made = fl_take(arena, max_seqs, sizeof *e->made);
     e->away = fl_take(arena, max_seqs, sizeof *e->away);
+    e->begun = fl_take(arena, max_seqs, sizeof *e->begun);
 }
 
 static uint32_t fl_vocab_rows(const fl_executor *e) {
@@ -33,43 +36,75 @@ FL_LOCAL bool fl_executor_is_finite(const fl_executor *e, const float *row) {
 /* ---- Batches -- */
 
 FL_LOCAL void fl_executor_clear(fl_executor *e) {
-    e->n_rows = e->n_runs = e->n_wanted = 0;
-    e->asks = false;
+    e->composed = e->running ^ 1;
+    fl_composed *r = &e->batches[e->composed];
+    r->n_rows = r->n_runs = r->n_wanted = 0;
+    r->asks = false;
 }
 
-FL_LOCAL void fl_executor_add(fl_executor *e, const fl_sequence *s, uint32_t position, const folollm_token *tokens,
-                              size_t n, size_t n_wanted) {
-    fl_run run = {e->n_rows, n, position, s->pages, s->adapter != NULL ? s->adapter->bound : NULL};
-    e->runs[e->n_runs++] = run;
-    for (uint32_t i = 0; i < n; i++, e->n_rows++) {
+FL_LOCAL size_t fl_executor_add(fl_executor *e, const fl_sequence *s, uint32_t position, const folollm_token *tokens,
+                                size_t n, size_t n_wanted) {
+    fl_composed *r = &e->batches[e->composed];
+    size_t first_wanted = r->n_wanted;
+    fl_run run = {r->n_rows, n, position, s->pages, s->adapter != NULL ? s->adapter->bound : NULL};
+    r->runs[r->n_runs++] = run;
+    for (uint32_t i = 0; i < n; i++, r->n_rows++) {
         uint32_t at = position + i, slot = s->pages[at / FL_PAGE_TOKENS] * FL_PAGE_TOKENS + at % FL_PAGE_TOKENS;
-        e->tokens[e->n_rows] = tokens[i];
-        e->positions[e->n_rows] = at;
-        e->slots[e->n_rows] = slot;
-        e->pages->tokens[slot] = tokens[i];
+        r->positions[r->n_rows] = at;
+        r->slots[r->n_rows] = slot;
+        r->tokens[r->n_rows] = e->pages->tokens[slot] = tokens[i];
         if (i + n_wanted >= n) {
-            e->choices[e->n_wanted].asked = 0;
-            e->wanted[e->n_wanted++] = (uint32_t)e->n_rows;
+            r->choices[r->n_wanted].asked = 0;
+            r->wanted[r->n_wanted++] = (uint32_t)r->n_rows;
         }
     }
+    return first_wanted;
+}
+
+static fl_batch fl_executor_batch(const fl_executor *e) {
+    const fl_composed *r = &e->batches[e->composed];
+    fl_batch batch = {r->n_rows, r->tokens, r->positions, r->slots, r->runs, r->n_runs, r->wanted, r->n_wanted,
+                      r->asks ? r->choices : NULL, r->chosen};
+    return batch;
 }
 
 FL_LOCAL void fl_executor_begin(fl_executor *e, float *logits) {
-    fl_batch batch = {e->n_rows, e->tokens, e->positions, e->slots, e->runs, e->n_runs, e->wanted, e->n_wanted,
-                      e->asks ? e->choices : NULL, e->chosen};
+    fl_batch batch = fl_executor_batch(e);
+    e->running = e->composed;
     fl_worker_begin(e->worker, &batch, logits);
     e->stats.forwards++;
 }
 
+FL_LOCAL bool fl_executor_ahead(fl_executor *e) {
+    fl_batch batch = fl_executor_batch(e);
+    bool begun = fl_worker_ahead(e->worker, &batch);
+    e->stats.forwards += begun;
+    return begun;
+}
+
+FL_LOCAL void fl_executor_tell(fl_executor *e, size_t row, folollm_token token) {
+    const fl_composed *r = &e->batches[e->composed];
+    r->tokens[row] = e->pages->tokens[r->slots[row]] = token;
+}
+
+FL_LOCAL void fl_executor_resume(fl_executor *e) {
+    fl_batch batch = fl_executor_batch(e);
+    e->running = e->composed;
+    fl_worker_resume(e->worker, &batch, e->logits);
+    e->stats.ahead++;
+}
+
 FL_LOCAL void fl_executor_ask(fl_executor *e, const fl_sampling *sampling, uint32_t n_tokens, uint32_t n_prompt) {
+    fl_composed *r = &e->batches[e->composed];
     fl_history then = {NULL, NULL, n_tokens, n_prompt};
-    if (e->worker->backend->chooses && fl_sampler_ask(sampling, &then, &e->choices[e->n_wanted - 1])) {
-        e->asks = true;
+    if (e->worker->backend->chooses && fl_sampler_ask(sampling, &then, &r->choices[r->n_wanted - 1])) {
+        r->asks = true;
     }
 }
 
 FL_LOCAL const fl_device_chosen *fl_executor_chosen(const fl_executor *e, size_t i) {
-    return e->asks && e->choices[i].asked != 0 ? &e->chosen[i] : NULL;
+    const fl_composed *r = &e->batches[e->running];
+    return r->asks && r->choices[i].asked != 0 ? &r->chosen[i] : NULL;
 }
 
 FL_LOCAL bool fl_executor_advance(fl_executor *e, fl_slice slice) {
@@ -104,39 +139,49 @@ static folollm_status fl_check_cancelled(fl_sequence *const *seqs, size_t n, fol
     return FOLOLLM_OK;
 }
 
-/* Run the batch that was composed for n sequences. */
-static folollm_status fl_run_batch(fl_executor *e, float *logits, fl_sequence *const *seqs, size_t n,
-                                   folollm_error *error) {
-    fl_slice whole = fl_worker_whole(e->worker);
-    FL_TRY(fl_check_cancelled(seqs, n, error));
-    fl_executor_begin(e, logits);
-    while (!fl_executor_advance(e, whole)) {
-        FL_TRY(fl_check_cancelled(seqs, n, error));
-    }
-    return fl_worker_status(e->worker, error);
-}
-
 /* Where the backend keeps the logits of a sequence, and where it puts those of a step that is not committed yet. */
 static size_t fl_away_place(const fl_executor *e, const fl_sequence *s, bool next) {
     return 2 * (size_t)(s - e->sequences->slots) + (s->away ^ next);
 }
 
-/* What the last batch gave for sequence i of the step, in row `row` of its logits (host), stays with the worker if that
- * chose from it. A number that is none is FOLOLLM_E_NUMERIC. */
+/* Run the batch that has begun for the n sequences of the step up to its end, when what it computes is still on its
+ * way. The rows of its logits, as many as n_kept, are those of sequences from `first` on; what the backend chooses
+ * from stays there. */
+static folollm_status fl_run_batch(fl_executor *e, size_t n, size_t first, size_t n_kept, folollm_error *error) {
+    fl_slice whole = fl_worker_whole(e->worker);
+    FL_TRY(fl_check_cancelled(e->stepped, n, error));
+    while (e->worker->forward.op != FL_OP_END) {
+        fl_executor_advance(e, whole);
+        FL_TRY(fl_check_cancelled(e->stepped, n, error));
+    }
+    for (size_t row = 0; row < n_kept; row++) {
+        if (fl_executor_chosen(e, row) != NULL) {
+            fl_worker_keep(e->worker, row, fl_away_place(e, e->stepped[first + row], true));
+        }
+    }
+    return FOLOLLM_OK;
+}
+
+static folollm_status fl_end_batch(fl_executor *e, folollm_error *error) {
+    fl_executor_advance(e, fl_worker_whole(e->worker));
+    return fl_worker_status(e->worker, error);
+}
+
+/* What the last batch gave for sequence i of the step, in row `row` of its logits (host), or away from there. A number
+ * that is none is FOLOLLM_E_NUMERIC. */
 static folollm_status fl_take_logits(fl_executor *e, size_t i, size_t row, const float *logits, uint32_t position,
                                      folollm_error *error) {
     const fl_device_chosen *chosen = fl_executor_chosen(e, row);
     e->away[i] = chosen != NULL;
     if (chosen != NULL) {
         e->made[i] = *chosen;
-        fl_worker_keep(e->worker, row, fl_away_place(e, e->stepped[i], true));
     }
     if (chosen != NULL ? chosen->broken != 0 : !fl_executor_is_finite(e, logits)) {
         return fl_fail(error, FOLOLLM_E_NUMERIC,
                        "the logits of sequence %u at position %u are not finite: are the weights damaged?",
                        (uint64_t)e->stepped[i]->handle, (uint64_t)position);
     }
-    return fl_worker_status(e->worker, error);
+    return FOLOLLM_OK;
 }
 
 static void fl_commit_logits(fl_executor *e, size_t i, const float *logits) {
@@ -172,7 +217,9 @@ static folollm_status fl_prefill_chunk(fl_executor *e, fl_sequence *s, const fol
     if (last && all_logits == NULL) {
         fl_executor_ask(e, &s->sampling, position + (uint32_t)n, position + (uint32_t)n);
     }
-    FL_TRY(fl_run_batch(e, logits, &s, 1, error));
+    fl_executor_begin(e, logits);
+    FL_TRY(fl_run_batch(e, 1, 0, n_wanted, error));
+    FL_TRY(fl_end_batch(e, error));
     for (size_t i = 0; i < n_wanted; i++) {
         uint32_t of = position + (uint32_t)(n - n_wanted + i);
         FL_TRY(fl_take_logits(e, 0, i, fl_executor_row(e, logits, i), of, error));
@@ -186,6 +233,7 @@ FL_LOCAL folollm_status fl_executor_prefill(fl_executor *e, fl_sequence *s, cons
         return fl_fail(error, FOLOLLM_E_CONTEXT, "%u tokens do not fit: the sequence has %u of a context of %u",
                        (uint64_t)n_tokens, (uint64_t)s->n_tokens, (uint64_t)e->context);
     }
+    fl_executor_rest(e);
     size_t wanted = fl_sequence_pages_wanted(s, e->pages, n_tokens);
     if (wanted > e->pages->n_free) {
         return fl_no_pages(e, wanted, error);
@@ -200,6 +248,7 @@ FL_LOCAL folollm_status fl_executor_prefill(fl_executor *e, fl_sequence *s, cons
         status = fl_prefill_chunk(e, s, tokens, at, n, at + n == n_tokens, all_logits, error);
     }
     if (status != FOLOLLM_OK) {
+        fl_worker_wait(e->worker); /* what was started reads its batch */
         fl_sequence_unreserve(s, e->pages, origin);
         e->stats.undone++;
         return status;
@@ -276,16 +325,95 @@ static folollm_status fl_decode_reserve(fl_executor *e, size_t n, folollm_error 
     return FOLOLLM_OK;
 }
 
+FL_LOCAL void fl_executor_rest(fl_executor *e) {
+    if (e->n_begun > 0) {
+        fl_worker_wait(e->worker);
+        for (size_t i = 0; i < e->n_begun; i++) {
+            fl_sequence_trim(e->begun[i], e->pages, e->begun[i]->n_tokens);
+        }
+        e->n_begun = e->n_followed = 0;
+    }
+}
+
+/* Are these the tokens that the backend chose? */
+static bool fl_decode_follows(const fl_executor *e, const folollm_token *tokens, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        const fl_sequence *s = e->stepped[i];
+        if (!s->has_logits || !s->logits_away || s->chosen.token != tokens[i]) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Is this the step that was begun behind the last one? */
+static bool fl_decode_is_begun(const fl_executor *e, size_t n) {
+    bool is_same = n == e->n_begun;
+    for (size_t i = 0; is_same && i < n; i++) {
+        is_same = e->stepped[i] == e->begun[i];
+    }
+    return is_same && e->n_followed > 0;
+}
+
+/* Will there be a next step like the one at hand, whose rows were all started, and are there pages for it? Once is not
+ * a habit, so the tokens that were chosen must have been taken twice. */
+static bool fl_decode_goes_on(const fl_executor *e, size_t n) {
+    size_t pages = 0;
+    for (size_t i = 0; i < n; i++) {
+        const fl_sequence *s = e->stepped[i];
+        if (fl_executor_chosen(e, i) == NULL || fl_sequence_is_full(s, s->n_tokens + 1, e->context)) {
+            return false;
+        }
+        pages += fl_sequence_pages_wanted(s, e->pages, 2);
+    }
+    return e->n_followed >= 2 && n > 0 && n <= e->max_wanted && pages <= e->pages->n_free;
+}
+
+/* Begin the step behind the one at hand. */
+static void fl_decode_ahead(fl_executor *e, size_t n) {
+    if (!fl_decode_goes_on(e, n)) {
+        return;
+    }
+    fl_executor_clear(e);
+    for (size_t i = 0; i < n; i++) {
+        fl_sequence *s = e->begun[i] = e->stepped[i];
+        folollm_token unknown = -1 - (folollm_token)i;
+        fl_sequence_reserve(s, e->pages, 2);
+        fl_executor_add(e, s, s->n_tokens + 1, &unknown, 1, 1);
+        fl_executor_ask(e, &s->sampling, s->n_tokens + 2, s->n_prompt);
+    }
+    e->n_begun = fl_executor_ahead(e) ? (uint32_t)n : 0;
+    for (size_t i = 0; i < n && e->n_begun == 0; i++) {
+        fl_sequence_trim(e->stepped[i], e->pages, e->stepped[i]->n_tokens + 1);
+    }
+}
+
+/* Rows [at, at + n) of a step, which may have begun already. */
+static void fl_decode_begin(fl_executor *e, const folollm_token *tokens, size_t at, size_t n) {
+    if (e->n_begun > 0) {
+        for (size_t i = 0; i < n; i++) {
+            fl_executor_tell(e, i, tokens[i]);
+        }
+        fl_executor_resume(e);
+        e->n_begun = 0;
+        return;
+    }
+    fl_executor_clear(e);
+    for (size_t i = at; i < at + n; i++) {
+        const fl_sequence *s = e->stepped[i];
+        fl_executor_add(e, s, s->n_tokens, &tokens[i], 1, 1);
+        fl_executor_ask(e, &s->sampling, s->n_tokens + 1, s->n_prompt);
+    }
+    fl_executor_begin(e, fl_executor_row(e, e->logits, at));
+}
+
 static folollm_status fl_decode_rows(fl_executor *e, const folollm_token *tokens, size_t n, folollm_error *error) {
     for (size_t at = 0; at < n; at += e->max_wanted) {
         size_t rows = fl_min(n - at, e->max_wanted);
-        fl_executor_clear(e);
-        for (size_t i = at; i < at + rows; i++) {
-            const fl_sequence *s = e->stepped[i];
-            fl_executor_add(e, s, s->n_tokens, &tokens[i], 1, 1);
-            fl_executor_ask(e, &s->sampling, s->n_tokens + 1, s->n_prompt);
-        }
-        FL_TRY(fl_run_batch(e, fl_executor_row(e, e->logits, at), e->stepped, n, error));
+        fl_decode_begin(e, tokens, at, rows);
+        FL_TRY(fl_run_batch(e, n, at, rows, error));
+        fl_decode_ahead(e, n);
+        FL_TRY(fl_end_batch(e, error));
         for (size_t i = at; i < at + rows; i++) {
             FL_TRY(fl_take_logits(e, i, i - at, fl_executor_row(e, e->logits, i), e->stepped[i]->n_tokens, error));
         }
@@ -305,9 +433,15 @@ static void fl_decode_commit(fl_executor *e, size_t i, folollm_token token) {
 FL_LOCAL folollm_status fl_executor_decode(fl_executor *e, const folollm_seq *seqs, const folollm_token *tokens,
                                            size_t n, folollm_error *error) {
     FL_TRY(fl_decode_check(e, seqs, n, error));
+    e->n_followed = fl_decode_follows(e, tokens, n) ? e->n_followed + 1 : 0;
+    if (!fl_decode_is_begun(e, n)) {
+        fl_executor_rest(e);
+    }
     FL_TRY(fl_decode_reserve(e, n, error));
     folollm_status status = fl_decode_rows(e, tokens, n, error);
     if (status != FOLOLLM_OK) {
+        fl_worker_wait(e->worker); /* what was started reads its batch */
+        fl_executor_rest(e);
         fl_decode_undo(e, n, true);
         return status;
     }

@@ -1,6 +1,7 @@
 /* The executor: batches, and the host's own steps as transactions. Those reserve pages for what is to be appended, cut
  * the tokens into batches, run them on the worker, and then either commit (lengths move, logits and streams are taken
- * over) or undo (pages go back); in between nothing of a sequence changes.
+ * over) or undo (pages go back); in between nothing of a sequence changes. A loop that takes the tokens that a backend
+ * chooses finds its next step begun.
  *
  * With several devices this is the place that speaks to all of their workers. */
 #ifndef FL_EXECUTOR_H
@@ -8,6 +9,16 @@
 
 #include "engine/sequences.h"
 #include "engine/worker.h"
+
+typedef struct fl_composed { /* a batch, and what a backend chooses after it; (max_rows) each */
+    folollm_token *tokens;
+    uint32_t *positions, *slots, *wanted;
+    fl_run *runs;
+    size_t n_rows, n_runs, n_wanted;
+    fl_device_choice *choices; /* of the wanted rows, where the backend chooses: then there are no logits, */
+    fl_device_chosen *chosen;  /* but these */
+    bool asks;
+} fl_composed;
 
 typedef struct fl_executor {
     fl_worker *worker;
@@ -20,28 +31,26 @@ typedef struct fl_executor {
     folollm_stats stats;
     uint64_t step; /* number of the last decode step */
 
-    /* One batch; (max_rows) each. */
-    folollm_token *tokens;
-    uint32_t *positions, *slots, *wanted;
-    fl_run *runs;
-    size_t n_rows, n_runs, n_wanted;
-    fl_device_choice *choices; /* of the wanted rows, where the backend chooses: then there are no logits, */
-    fl_device_chosen *chosen;  /* but these */
-    bool asks;
+    fl_composed batches[2];
+    uint32_t running, composed; /* which of them; one is composed while the other runs, or was the last that did */
     float *logits;         /* (max_logits, vocab) of a step that is not committed yet */
     fl_sequence **stepped; /* (sequences of the host's loop) */
     uint32_t *origins;     /* as many: the shared page that a stepped sequence's last one was copied from */
     fl_device_chosen *made; /* as many: what the backend chose for a stepped sequence; its logits stay there, */
     bool *away;             /* if they do */
+    fl_sequence **begun;    /* as many: whose next step was begun behind the last one; n_begun 0: nobody's */
+    uint32_t n_begun;
+    uint32_t n_followed;    /* decode steps, up to the last, that were given what had been chosen */
 } fl_executor;
 
 FL_LOCAL void fl_executor_layout(fl_executor *e, fl_arena *arena, uint32_t max_rows, uint32_t max_seqs,
                                  uint32_t max_logits, uint32_t vocab);
 
 /* Compose a batch: clear, add n tokens that follow the first `position` of a sequence which has room reserved (logits
- * are wanted of the last n_wanted of them), begin, and advance until it returns true. */
+ * are wanted of the last n_wanted of them; returns which row of logits is the first of these), begin, and advance until
+ * it returns true. */
 FL_LOCAL void fl_executor_clear(fl_executor *e);
-FL_LOCAL void fl_executor_add(fl_executor *e, const fl_sequence *s, uint32_t position, const folollm_token *tokens,
+FL_LOCAL size_t fl_executor_add(fl_executor *e, const fl_sequence *s, uint32_t position, const folollm_token *tokens,
                               size_t n, size_t n_wanted);
 FL_LOCAL void fl_executor_begin(fl_executor *e, float *logits);
 
@@ -53,12 +62,23 @@ FL_LOCAL void fl_executor_ask(fl_executor *e, const fl_sampling *sampling, uint3
 FL_LOCAL const fl_device_chosen *fl_executor_chosen(const fl_executor *e, size_t i);
 FL_LOCAL bool fl_executor_advance(fl_executor *e, fl_slice slice);
 
+/* Begin the batch that was composed, one row of each of its sequences, behind the one that runs: see ops.h. False: it
+ * was not begun. When the one that runs is over, tell the tokens that were not known, and resume: then it is the batch
+ * that was begun, up to its end. */
+FL_LOCAL bool fl_executor_ahead(fl_executor *e);
+FL_LOCAL void fl_executor_tell(fl_executor *e, size_t row, folollm_token token);
+FL_LOCAL void fl_executor_resume(fl_executor *e);
+
 /* After fl_sequence_reserve: bring the keys and values of the page that was shared. */
 FL_LOCAL void fl_executor_copy_page(fl_executor *e, const fl_sequence *s, uint32_t origin);
 
 /* Row i of logits (n, vocab), and whether it holds numbers. */
 FL_LOCAL float *fl_executor_row(const fl_executor *e, float *logits, size_t i);
 FL_LOCAL bool fl_executor_is_finite(const fl_executor *e, const float *row);
+
+/* Give up what fl_executor_decode has begun: before anything else is done with the sequences of the host's loop, and
+ * before another batch begins. */
+FL_LOCAL void fl_executor_rest(fl_executor *e);
 
 /* Bring the logits of a sequence, if they are away. */
 FL_LOCAL folollm_status fl_executor_bring(fl_executor *e, fl_sequence *s, folollm_error *error);

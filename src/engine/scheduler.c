@@ -82,6 +82,7 @@ FL_LOCAL fl_request *fl_scheduler_open(fl_scheduler *s, uint32_t flow, uint32_t 
     r->logits_row = FL_NO_ROW;
     r->event.seq = *id;
     s->n_waiting++;
+    s->too_few = 0;
     s->n_used = (uint32_t)fl_max(s->n_used, fl_request_index(s, r) + 1);
     return r;
 }
@@ -163,9 +164,9 @@ FL_LOCAL void fl_scheduler_let_go(fl_scheduler *s, fl_request *r) {
     }
 }
 
-FL_LOCAL fl_request *fl_scheduler_placed(const fl_scheduler *s, uint32_t i) {
-    fl_request *r = &s->requests[s->placed[i].request];
-    return r->s->handle == s->placed[i].handle && fl_request_is_live(r) ? r : NULL;
+FL_LOCAL fl_request *fl_scheduler_find(const fl_scheduler *s, const fl_placed *placed) {
+    fl_request *r = &s->requests[placed->request];
+    return r->s->handle == placed->handle && fl_request_is_live(r) ? r : NULL;
 }
 
 /* ---- Order -- */
@@ -476,6 +477,7 @@ static uint32_t fl_let_in(fl_scheduler *s, uint32_t rows) {
         if (fl_admit(s, r)) {
             left -= fl_place(s, r, left);
         } else if (s->n_running > 0) {
+            s->too_few = s->pages->n_free;
             break; /* it is next, as soon as one of these is done; while none runs, a smaller one may go before it */
         }
     }
@@ -494,19 +496,43 @@ static uint32_t fl_rows_for_prompts(const fl_scheduler *s, uint32_t max_rows) {
     return max_rows > 1 ? (max_rows + FL_PROMPT_SHARE - 1) / FL_PROMPT_SHARE : s->step % FL_PROMPT_SHARE == 0;
 }
 
-FL_LOCAL void fl_scheduler_plan(fl_scheduler *s, uint32_t max_rows, uint32_t max_prompt_rows) {
-    uint32_t for_prompts = fl_rows_for_prompts(s, max_rows), left = max_rows, prompts;
+static void fl_plan_begin(fl_scheduler *s, uint32_t max_rows) {
     s->step++;
     s->n_placed = 0;
     s->preempted = false;
     fl_tell_begin(s, max_rows);
+}
+
+static void fl_plan_end(fl_scheduler *s) {
+    for (uint32_t i = 0; i < s->n_used; i++) {
+        fl_request *r = &s->requests[i];
+        r->waited += fl_request_is_live(r) && r->n_rows == 0 && r->waited < UINT32_MAX;
+    }
+}
+
+FL_LOCAL bool fl_scheduler_is_full(const fl_scheduler *s) {
+    return s->n_running == s->max_running || s->pages->n_free <= s->too_few;
+}
+
+FL_LOCAL void fl_scheduler_plan_these(fl_scheduler *s, const fl_placed *these, uint32_t n) {
+    fl_plan_begin(s, n);
+    for (uint32_t i = 0; i < n; i++) {
+        fl_request *r = fl_scheduler_find(s, &these[i]);
+        if (r != NULL && fl_is_of(s, r, FL_CLASS_ONE_ROW)) {
+            fl_place(s, r, 1);
+            r->logits_row = i;
+        }
+    }
+    fl_plan_end(s);
+}
+
+FL_LOCAL void fl_scheduler_plan(fl_scheduler *s, uint32_t max_rows, uint32_t max_prompt_rows) {
+    uint32_t for_prompts = fl_rows_for_prompts(s, max_rows), left = max_rows, prompts;
+    fl_plan_begin(s, max_rows);
     left -= fl_serve(s, FL_CLASS_ONE_ROW, max_rows - for_prompts, 1);
     prompts = left < max_prompt_rows ? left : max_prompt_rows;
     uint32_t given = fl_serve(s, FL_CLASS_PROMPT, prompts, prompts);
     given += fl_let_in(s, prompts - given);
     fl_serve(s, FL_CLASS_ONE_ROW, left - given, 1);
-    for (uint32_t i = 0; i < s->n_used; i++) {
-        fl_request *r = &s->requests[i];
-        r->waited += fl_request_is_live(r) && r->n_rows == 0 && r->waited < UINT32_MAX;
-    }
+    fl_plan_end(s);
 }

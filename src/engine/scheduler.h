@@ -87,6 +87,7 @@ typedef struct fl_scheduler {
     uint32_t n_placed;
     uint64_t step, n_arrived, virtual_time;
     bool preempted;       /* in the step at hand: then nobody is let in */
+    uint32_t too_few;     /* so many free pages were not enough to let somebody in; 0: since then somebody came */
     char *line;           /* (line_room) what the last plan chose, for host.log_step; NULL: nobody wants to know */
     size_t line_room, line_bytes;
 } fl_scheduler;
@@ -101,6 +102,12 @@ FL_LOCAL fl_request *fl_scheduler_open(fl_scheduler *s, uint32_t flow, uint32_t 
 /* Choose the rows of the next step, at most max_rows and of those at most max_prompt_rows of prompts; pages for them
  * are reserved. s->n_placed 0: nothing can move. */
 FL_LOCAL void fl_scheduler_plan(fl_scheduler *s, uint32_t max_rows, uint32_t max_prompt_rows);
+
+/* The next step has one row of each of these (n) that still goes on; the i-th has row i of the logits. */
+FL_LOCAL void fl_scheduler_plan_these(fl_scheduler *s, const fl_placed *these, uint32_t n);
+
+/* Would the next plan let nobody in, unless some end before it? */
+FL_LOCAL bool fl_scheduler_is_full(const fl_scheduler *s);
 
 /* The rows of a placed request are computed. */
 FL_LOCAL void fl_scheduler_commit(fl_scheduler *s, fl_request *r);
@@ -126,8 +133,8 @@ FL_LOCAL void fl_scheduler_undo(fl_scheduler *s, fl_request *r);
 /* Free the slot of a request that is over. */
 FL_LOCAL void fl_scheduler_close(fl_scheduler *s, fl_request *r);
 
-/* The placed request, or NULL if it is gone or over. */
-FL_LOCAL fl_request *fl_scheduler_placed(const fl_scheduler *s, uint32_t i);
+/* The request that was placed, or NULL if it is gone or over. */
+FL_LOCAL fl_request *fl_scheduler_find(const fl_scheduler *s, const fl_placed *placed);
 
 FL_INLINE uint32_t fl_request_index(const fl_scheduler *s, const fl_request *r) {
     return (uint32_t)(r - s->requests);

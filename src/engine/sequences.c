@@ -97,11 +97,15 @@ FL_LOCAL folollm_status fl_sequence_cancel(fl_sequences *all, folollm_seq id, fo
     return FOLOLLM_OK;
 }
 
-FL_LOCAL void fl_sequence_cut(fl_sequence *s, fl_pages *pages, uint32_t n_tokens) {
-    uint32_t kept = (uint32_t)fl_div_up(n_tokens, FL_PAGE_TOKENS);
+FL_LOCAL void fl_sequence_trim(fl_sequence *s, fl_pages *pages, uint32_t n) {
+    uint32_t kept = (uint32_t)fl_div_up(n, FL_PAGE_TOKENS);
     while (s->n_pages > kept) {
         fl_pages_release(pages, s->pages[--s->n_pages]);
     }
+}
+
+FL_LOCAL void fl_sequence_cut(fl_sequence *s, fl_pages *pages, uint32_t n_tokens) {
+    fl_sequence_trim(s, pages, n_tokens);
     s->n_tokens = n_tokens;
     s->n_prompt = s->n_prompt < n_tokens ? s->n_prompt : n_tokens;
 }
@@ -190,9 +194,14 @@ FL_LOCAL void fl_sequence_replay(fl_sequence *s, const fl_pages *pages, const fl
 
 /* ---- The next token -- */
 
+FL_LOCAL bool fl_sequence_is_full(const fl_sequence *s, uint32_t n, uint32_t limit) {
+    uint32_t max = s->sampling.s.max_tokens;
+    return (max != 0 && n - s->n_prompt + 1 >= max) || n + 1 >= limit;
+}
+
 /* Try the token on a copy of the stream: what it adds to the text, and whether that ends it. */
 static void fl_sequence_try(const fl_sequence *s, const fl_chooser *c, fl_stream *after, folollm_sampled *out) {
-    uint32_t n_output = s->n_tokens - s->n_prompt + 1, min = s->sampling.s.min_tokens, max = s->sampling.s.max_tokens;
+    uint32_t n_output = s->n_tokens - s->n_prompt + 1, min = s->sampling.s.min_tokens;
     *after = s->stream;
     out->text = s->text;
     out->n_bytes = 0;
@@ -207,7 +216,7 @@ static void fl_sequence_try(const fl_sequence *s, const fl_chooser *c, fl_stream
         fl_stream_feed(after, c->tokenizer, &s->sampling, out->token, n_output >= min, s->text, &out->n_bytes);
     if (out->stop_index >= 0) {
         out->finish = FOLOLLM_FINISH_STOP_STRING;
-    } else if ((max != 0 && n_output >= max) || s->n_tokens + 1 >= c->limit) {
+    } else if (fl_sequence_is_full(s, s->n_tokens, c->limit)) {
         out->finish = FOLOLLM_FINISH_LENGTH;
         fl_stream_finish(after, s->text, &out->n_bytes);
     }

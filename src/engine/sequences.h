@@ -68,6 +68,9 @@ FL_LOCAL folollm_status fl_sequence_cancel(fl_sequences *all, folollm_seq id, fo
 
 /* Keep the first n_tokens; pages behind them are released, the last one first. */
 FL_LOCAL void fl_sequence_cut(fl_sequence *s, fl_pages *pages, uint32_t n_tokens);
+
+/* Release the pages behind those of n tokens, the last one first; n_tokens does not move. */
+FL_LOCAL void fl_sequence_trim(fl_sequence *s, fl_pages *pages, uint32_t n);
 FL_LOCAL void fl_sequence_close(fl_sequences *all, fl_sequence *s, fl_pages *pages);
 
 /* Pages that appending n tokens takes from the free ones. */
@@ -99,6 +102,9 @@ typedef struct fl_chooser {
     const fl_tokenizer *tokenizer; /* NULL: no text */
     uint32_t limit;                /* tokens of a sequence, at most */
 } fl_chooser;
+
+/* Is the output token behind the first n tokens the last one, whatever it is? limit: see fl_chooser. */
+FL_LOCAL bool fl_sequence_is_full(const fl_sequence *s, uint32_t n, uint32_t limit);
 
 /* See folollm_sample. The sequence does not change; *after is its stream with the token in it. made: a device chose it
  * already; NULL: from logits. False: every token is banned. */

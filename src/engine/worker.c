@@ -52,11 +52,11 @@ static folollm_status fl_worker_open_cpu(fl_memory *m, fl_worker *w, const fl_wo
 }
 
 /* Steps are recorded once, for good. */
-static folollm_status fl_worker_record(fl_worker *w, folollm_error *error) {
+static folollm_status fl_worker_record(fl_worker *w, bool adapts, folollm_error *error) {
     fl_batch batch;
-    for (size_t i = 0; fl_cuda_record_begin(&w->on_cuda, i, &batch); i++) {
+    while (fl_cuda_record_begin(&w->on_cuda, adapts, &batch)) {
         fl_runner_record(w->bound, w->backend, &w->activations, &w->kv, &batch);
-        fl_cuda_record_end(&w->on_cuda);
+        fl_cuda_record_end(&w->on_cuda, adapts);
     }
     return fl_cuda_status(&w->cuda, error);
 }
@@ -71,7 +71,7 @@ static folollm_status fl_worker_open_cuda(fl_memory *m, fl_worker *w, const fl_w
     w->bound = &upload->weights;
     w->backend = &w->on_cuda.base;
     FL_TRY(fl_cuda_start(&w->on_cuda, &w->cuda, error));
-    return fl_worker_record(w, error);
+    return fl_worker_record(w, false, error);
 }
 
 /* Those of all positions, to the device: there they take less than what they would in every batch. */
@@ -115,6 +115,19 @@ FL_LOCAL bool fl_worker_advance(fl_worker *w, fl_slice slice) {
     return fl_runner_advance(w->bound, w->backend, &w->activations, &w->kv, slice, &w->forward);
 }
 
+FL_LOCAL bool fl_worker_ahead(fl_worker *w, const fl_batch *batch) {
+    return w->backend->ops->ahead(w->backend, batch);
+}
+
+FL_LOCAL void fl_worker_resume(fl_worker *w, const fl_batch *batch, float *logits) {
+    fl_forward started = {.batch = *batch, .logits = logits, .op = FL_OP_END};
+    w->forward = started;
+}
+
+FL_LOCAL void fl_worker_wait(fl_worker *w) {
+    w->backend->ops->wait(w->backend);
+}
+
 FL_LOCAL fl_slice fl_worker_whole(const fl_worker *w) {
     fl_slice whole = {w->weights->config.n_kv_heads, w->weights->head.n_rows, false};
     return whole;
@@ -151,12 +164,20 @@ FL_LOCAL void fl_worker_copy_page(fl_worker *w, uint32_t from, uint32_t to) {
 
 FL_LOCAL folollm_status fl_worker_bind(fl_worker *w, fl_adapter *a, folollm_error *error) {
     size_t n = (size_t)w->weights->config.n_layers * FL_LINEARS;
-    return w->cuda.device == NULL ? FOLOLLM_OK
-                                  : fl_cuda_upload_low_ranks(&w->cuda, &a->arena, a->low_ranks, n, &a->bound, error);
+    if (w->cuda.device == NULL) {
+        return FOLOLLM_OK;
+    }
+    FL_TRY(fl_cuda_upload_low_ranks(&w->cuda, &a->arena, a->low_ranks, n, &a->bound, error));
+    folollm_status status = fl_worker_record(w, true, error);
+    if (status != FOLOLLM_OK) {
+        fl_worker_unbind(w, a);
+    }
+    return status;
 }
 
 FL_LOCAL void fl_worker_unbind(fl_worker *w, fl_adapter *a) {
     if (w->cuda.device != NULL && a->bound != a->low_ranks) {
+        fl_worker_wait(w); /* a step that was begun in vain may still read it */
         fl_cuda_release(&w->cuda, a->bound);
     }
     a->bound = a->low_ranks;

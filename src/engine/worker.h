@@ -56,6 +56,14 @@ FL_LOCAL void fl_worker_close(fl_memory *m, fl_worker *w);
 FL_LOCAL void fl_worker_begin(fl_worker *w, const fl_batch *batch, float *logits);
 FL_LOCAL bool fl_worker_advance(fl_worker *w, fl_slice slice);
 
+/* After the last op of a batch and before its end: begin the next one behind it, see ops.h. When the first is over,
+ * resume lets this one be run to its end. */
+FL_LOCAL bool fl_worker_ahead(fl_worker *w, const fl_batch *batch);
+FL_LOCAL void fl_worker_resume(fl_worker *w, const fl_batch *batch, float *logits);
+
+/* Return when what was begun has been done. */
+FL_LOCAL void fl_worker_wait(fl_worker *w);
+
 /* Ops as a whole. */
 FL_LOCAL fl_slice fl_worker_whole(const fl_worker *w);
 
@@ -70,7 +78,7 @@ FL_LOCAL void fl_worker_kept(fl_worker *w, size_t place, float *logits);
 /* Copy the keys and values of one page over another's. */
 FL_LOCAL void fl_worker_copy_page(fl_worker *w, uint32_t from, uint32_t to);
 
-/* An adapter that was loaded, to where the backend reads it, and back. */
+/* An adapter that was loaded, to where the backend reads it, and back: no sequence has it. */
 FL_LOCAL folollm_status fl_worker_bind(fl_worker *w, fl_adapter *a, folollm_error *error);
 FL_LOCAL void fl_worker_unbind(fl_worker *w, fl_adapter *a);
 

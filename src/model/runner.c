@@ -27,7 +27,7 @@ FL_LOCAL void fl_runner_begin(const fl_weights *w, const fl_rope *rope, fl_backe
         fl_rope_angles(rope, batch->positions[row], a->angles + row * w->config.head_dim);
     }
     if (backend->ops->begin(backend, batch)) {
-        f->op = FL_OP_WHOLE;
+        f->op = FL_OP_END;
     } else {
         backend->ops->embed(backend, &w->embedding, batch, a->x);
     }
@@ -67,29 +67,32 @@ static bool fl_runner_one(const fl_weights *w, fl_backend *backend, const fl_act
 /* To the op behind the one that is over. */
 static void fl_runner_next(const fl_weights *w, fl_forward *f) {
     f->at = 0;
-    if (f->op == FL_OP_HEAD || f->op == FL_OP_WHOLE) {
-        f->op = FL_OP_DONE;
+    if (f->op == FL_OP_HEAD) {
+        f->op = FL_OP_END;
     } else if (f->op != FL_OP_DOWN) {
         f->op = (fl_op)(f->op + 1);
     } else if (f->layer + 1 < w->config.n_layers) {
         f->layer++;
         f->op = FL_OP_QKV;
     } else {
-        f->op = f->batch.n_wanted > 0 ? FL_OP_HEAD : FL_OP_DONE;
+        f->op = f->batch.n_wanted > 0 ? FL_OP_HEAD : FL_OP_END;
     }
 }
 
 FL_LOCAL bool fl_runner_advance(const fl_weights *w, fl_backend *backend, const fl_activations *a, fl_kv *kv,
                                 fl_slice slice, fl_forward *f) {
-    if (f->op == FL_OP_WHOLE || fl_runner_one(w, backend, a, kv, slice, f)) {
+    if (f->op == FL_OP_END) {
+        backend->ops->end(backend, f->logits);
+        f->op = FL_OP_DONE;
+        return true;
+    }
+    if (fl_runner_one(w, backend, a, kv, slice, f)) {
         fl_runner_next(w, f);
     }
-    if (f->op == FL_OP_DONE) {
-        backend->ops->end(backend, f->logits);
-    } else if (slice.waits) {
+    if (slice.waits) {
         backend->ops->wait(backend);
     }
-    return f->op == FL_OP_DONE;
+    return false;
 }
 
 FL_LOCAL void fl_runner_record(const fl_weights *w, fl_backend *backend, const fl_activations *a, fl_kv *kv,
@@ -97,7 +100,7 @@ FL_LOCAL void fl_runner_record(const fl_weights *w, fl_backend *backend, const f
     fl_forward f = {.batch = *batch};
     fl_slice whole = {w->config.n_kv_heads, w->head.n_rows, false};
     backend->ops->embed(backend, &w->embedding, batch, a->x);
-    while (f.op != FL_OP_DONE) {
+    while (f.op != FL_OP_END) {
         fl_runner_one(w, backend, a, kv, whole, &f);
         fl_runner_next(w, &f);
     }

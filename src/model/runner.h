@@ -26,7 +26,7 @@ typedef enum fl_op { /* of a layer, or behind the last */
     FL_OP_GATE_UP,
     FL_OP_DOWN,
     FL_OP_HEAD,
-    FL_OP_WHOLE, /* all of them: the backend does it at once */
+    FL_OP_END, /* all of them were started, perhaps at once */
     FL_OP_DONE
 } fl_op;
 

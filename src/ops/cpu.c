@@ -878,6 +878,12 @@ static bool fl_cpu_begin(fl_backend *b, const fl_batch *batch) {
     return false;
 }
 
+static bool fl_cpu_ahead(fl_backend *b, const fl_batch *batch) {
+    (void)b;
+    (void)batch;
+    return false;
+}
+
 static void fl_cpu_end(fl_backend *b, float *logits) {
     (void)b;
     (void)logits;
@@ -888,7 +894,7 @@ static void fl_cpu_wait(fl_backend *b) {
 }
 
 static const fl_ops fl_cpu_ops = {
-    fl_cpu_begin,      fl_cpu_end,    fl_cpu_wait,        fl_cpu_embed,        fl_cpu_norm_qkv,
+    fl_cpu_begin,      fl_cpu_ahead,  fl_cpu_end,         fl_cpu_wait,         fl_cpu_embed,  fl_cpu_norm_qkv,
     fl_cpu_rope_store, fl_cpu_attend, fl_cpu_project_add, fl_cpu_norm_gate_up, fl_cpu_norm_head,
 };
 

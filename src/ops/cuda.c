@@ -2,6 +2,8 @@
 
 #define FL_STEP_ROWS 32       /* up to here attention is split, so that few rows still fill a device */
 #define FL_STEP_ROWS_MAX 512u /* of recorded steps */
+#define FL_STEPS (FL_DEVICE_STEPS / 2) /* those without adapters; behind them are those with */
+#define FL_NO_STEP SIZE_MAX
 
 static const fl_device_api *fl_cuda_api(void) {
 #if defined(FOLOLLM_CUDA)
@@ -218,12 +220,21 @@ static size_t fl_cuda_place(fl_cuda_shape *s, const fl_cuda_backend *b, uint8_t 
     s->wanted = fl_take(&a, s->rows, sizeof *s->wanted);
     s->adapters = fl_take(&a, s->rows, sizeof *s->adapters);
     s->choices = fl_take(&a, s->rows, sizeof *s->choices);
-    s->chosen = fl_take(&a, s->rows, sizeof *s->chosen);
     s->tile = fl_take(&a, s->tiles, sizeof *s->tile);
     s->done = fl_take(&a, fl_min(s->rows, FL_STEP_ROWS), fl_cuda_kv_heads(b) * sizeof *s->done);
     size_t at = a.at;
     s->pages = fl_take(&a, 0, sizeof *s->pages);
     return at;
+}
+
+/* What the turns have of the host's memory at `base`, which may be NULL; returns how much. */
+static size_t fl_cuda_place_turns(fl_cuda_backend *b, void *base) {
+    fl_arena a = {.base = base, .size = base != NULL ? SIZE_MAX : 0};
+    for (size_t i = 0; i < FL_DEVICE_MARKS; i++) {
+        b->turns[i].staging = fl_take(&a, b->staging_bytes, 1);
+        b->turns[i].brought = fl_take(&a, b->o.n_wanted, sizeof *b->turns[i].brought);
+    }
+    return a.at;
 }
 
 static size_t fl_cuda_ban_words(const fl_cuda_options *o) {
@@ -240,6 +251,7 @@ FL_LOCAL void fl_cuda_layout(fl_cuda_backend *b, fl_arena *arena, const fl_cuda_
     b->logits = fl_take(arena, o->n_wanted, o->vocab * sizeof(float));
     b->kept = fl_take(arena, o->n_kept, o->vocab * sizeof(float));
     b->banned = fl_take(arena, fl_cuda_ban_words(o), sizeof *b->banned);
+    b->chosen = fl_take(arena, o->n_wanted, sizeof *b->chosen);
     for (size_t i = 0; i < (l->packed ? l->ordered ? FL_PARTS_MAX : 1 : 0); i++) {
         fl_device_integers *to = &b->integers[i];
         to->q = fl_take(arena, n, units * FL_UNIT);
@@ -261,7 +273,7 @@ FL_LOCAL void fl_cuda_layout(fl_cuda_backend *b, fl_arena *arena, const fl_cuda_
 }
 
 FL_LOCAL void fl_cuda_ban(fl_cuda_backend *b, const folollm_token *ids, size_t n) {
-    uint32_t *words = (uint32_t *)(void *)b->staging;
+    uint32_t *words = (uint32_t *)(void *)b->turns[0].staging;
     size_t bytes = fl_cuda_ban_words(&b->o) * sizeof *words;
     memset(words, 0, bytes);
     for (size_t i = 0; i < n; i++) {
@@ -324,16 +336,20 @@ static bool fl_cuda_step_shape(const fl_cuda_backend *b, size_t step, fl_cuda_sh
     s->n_splits = is_split ? 1u << step % kinds : 1;
     s->queries = (uint32_t)fl_min(fl_power_above(b->o.limits.group), b->most_queries);
     s->tiles = s->rows * fl_div_up(b->o.limits.group, s->queries);
-    return step < FL_DEVICE_STEPS && s->rows <= fl_min(b->o.n_wanted, FL_STEP_ROWS_MAX);
+    return step < FL_STEPS && s->rows <= fl_min(b->o.n_wanted, FL_STEP_ROWS_MAX);
 }
 
-/* The recorded step for a batch that only decodes; n_steps: there is none. */
+/* The recorded step for a batch that only decodes, or FL_NO_STEP. */
 static size_t fl_cuda_step_of(const fl_cuda_backend *b, const fl_batch *batch, size_t n_splits) {
     size_t rows = fl_log2_above(batch->n_rows), split_steps = fl_cuda_split_steps(b), kinds = fl_cuda_split_kinds(b);
     size_t step = rows < split_steps ? rows * kinds + fl_log2_above(n_splits)
                                      : split_steps * kinds + rows - split_steps;
-    bool decodes = batch->n_runs == batch->n_rows && batch->n_wanted == batch->n_rows && !b->adapts;
-    return decodes && step < b->n_steps ? step : b->n_steps;
+    bool decodes = batch->n_runs == batch->n_rows && batch->n_wanted == batch->n_rows;
+    return decodes && step < b->n_steps[b->adapts] ? step : FL_NO_STEP;
+}
+
+static size_t fl_cuda_number_of(bool adapts, size_t step) {
+    return adapts ? FL_STEPS + step : step;
 }
 
 /* Splits of the longest run. */
@@ -358,9 +374,9 @@ static fl_cuda_shape fl_cuda_shape_of(const fl_cuda_backend *b, const fl_batch *
 }
 
 /* The batch as it is copied to the device; returns its end. */
-static size_t fl_cuda_stage(fl_cuda_backend *b, const fl_batch *batch, const fl_cuda_shape *shape) {
+static size_t fl_cuda_stage(fl_cuda_backend *b, const fl_batch *batch, const fl_cuda_shape *shape, uint8_t *staging) {
     fl_cuda_shape s = *shape;
-    size_t end = fl_cuda_place(&s, b, b->staging), n_pages = 0, n_tiles = 0, group = b->o.limits.group;
+    size_t end = fl_cuda_place(&s, b, staging), n_pages = 0, n_tiles = 0, group = b->o.limits.group;
     for (size_t i = 0; i < batch->n_runs; i++) {
         const fl_run *run = &batch->runs[i];
         size_t pages = fl_div_up(run->position + run->n_rows, FL_PAGE_TOKENS), queries = run->n_rows * group;
@@ -390,60 +406,104 @@ static size_t fl_cuda_stage(fl_cuda_backend *b, const fl_batch *batch, const fl_
     return end + n_pages * sizeof *s.pages;
 }
 
-/* True: a recorded step does all of it. */
-static bool fl_cuda_begin(fl_backend *backend, const fl_batch *batch) {
-    fl_cuda_backend *b = fl_cuda_of(backend);
+static bool fl_cuda_is_asked(const fl_cuda_turn *t, size_t row) {
+    return t->choices != NULL && t->choices[row].asked != 0;
+}
+
+/* Everything of this turn was started: if it was all chosen, that is what comes back, whatever begins behind it. */
+static void fl_cuda_bring(fl_cuda_backend *b, size_t turn) {
     fl_cuda *c = b->cuda;
+    fl_cuda_turn *t = &b->turns[turn];
+    t->marked = t->n_wanted > 0;
+    for (size_t row = 0; row < t->n_wanted; row++) {
+        t->marked = t->marked && fl_cuda_is_asked(t, row);
+    }
+    if (t->marked) {
+        FL_CUDA_DO(c, download(c->device, t->brought, b->chosen, t->n_wanted * sizeof *t->brought));
+        FL_CUDA_DO(c, mark(c->device, turn));
+    }
+}
+
+/* The recorded step for a batch, or FL_NO_STEP, and what the batch is on the device. */
+static size_t fl_cuda_find_step(fl_cuda_backend *b, const fl_batch *batch, fl_cuda_shape *shape) {
     b->adapts = false;
     for (size_t i = 0; i < batch->n_runs; i++) {
         b->adapts = b->adapts || batch->runs[i].low_ranks != NULL;
     }
     size_t n_splits = fl_cuda_longest(batch), step = fl_cuda_step_of(b, batch, n_splits);
-    fl_cuda_shape shape;
-    if (step == b->n_steps || !fl_cuda_step_shape(b, step, &shape)) {
-        shape = fl_cuda_shape_of(b, batch, n_splits);
+    if (step == FL_NO_STEP || !fl_cuda_step_shape(b, step, shape)) {
+        *shape = fl_cuda_shape_of(b, batch, n_splits);
     }
-    if (c->error != 0) {
-        return false;
-    }
-    size_t bytes = fl_cuda_stage(b, batch, &shape);
-    fl_cuda_place(&shape, b, b->staged);
-    b->shape = shape;
-    b->n_wanted = batch->n_wanted;
-    b->choices = batch->choices;
-    b->chosen = batch->chosen;
-    fl_cuda_upload(c, b->staged, b->staging, bytes);
-    if (step < b->n_steps) {
-        FL_CUDA_DO(c, replay(c->device, step));
-    }
-    return step < b->n_steps;
+    return step;
 }
 
-static bool fl_cuda_is_asked(const fl_cuda_backend *b, size_t row) {
-    return b->choices != NULL && b->choices[row].asked != 0;
+/* The batch to the device, as the one of this turn, and its recorded step, if there is one. */
+static void fl_cuda_send(fl_cuda_backend *b, size_t turn, const fl_batch *batch, size_t step,
+                         const fl_cuda_shape *shape) {
+    fl_cuda *c = b->cuda;
+    fl_cuda_turn *t = &b->turns[turn];
+    size_t bytes = fl_cuda_stage(b, batch, shape, t->staging);
+    b->shape = *shape;
+    fl_cuda_place(&b->shape, b, b->staged);
+    t->n_wanted = batch->n_wanted;
+    t->choices = batch->choices;
+    t->chosen = batch->chosen;
+    t->marked = false;
+    fl_cuda_upload(c, b->staged, t->staging, bytes);
+    if (step != FL_NO_STEP) {
+        FL_CUDA_DO(c, replay(c->device, fl_cuda_number_of(b->adapts, step)));
+        fl_cuda_bring(b, turn);
+    }
+}
+
+/* True: a recorded step does all of it. */
+static bool fl_cuda_begin(fl_backend *backend, const fl_batch *batch) {
+    fl_cuda_backend *b = fl_cuda_of(backend);
+    fl_cuda_shape shape;
+    size_t step = fl_cuda_find_step(b, batch, &shape);
+    if (b->cuda->error != 0) {
+        return false;
+    }
+    fl_cuda_send(b, b->turn, batch, step, &shape);
+    return step != FL_NO_STEP;
+}
+
+static bool fl_cuda_ahead(fl_backend *backend, const fl_batch *batch) {
+    fl_cuda_backend *b = fl_cuda_of(backend);
+    fl_cuda_shape shape;
+    size_t step = fl_cuda_find_step(b, batch, &shape);
+    if (b->cuda->error != 0 || !b->turns[b->turn].marked || step == FL_NO_STEP) {
+        return false;
+    }
+    fl_cuda_send(b, b->turn ^ 1, batch, step, &shape);
+    b->ahead = b->cuda->error == 0;
+    return b->ahead;
 }
 
 static void fl_cuda_end(fl_backend *backend, float *logits) {
     fl_cuda_backend *b = fl_cuda_of(backend);
     fl_cuda *c = b->cuda;
+    const fl_cuda_turn *t = &b->turns[b->turn];
     size_t vocab = b->o.vocab;
-    for (size_t row = 0, next; row < b->n_wanted; row = next) {
-        bool asked = fl_cuda_is_asked(b, row);
-        for (next = row + 1; next < b->n_wanted && fl_cuda_is_asked(b, next) == asked;) {
-            next++;
+    if (t->marked) {
+        FL_CUDA_DO(c, reach(c->device, b->turn));
+        b->turn ^= b->ahead;
+        b->ahead = false;
+    } else {
+        for (size_t row = 0; row < t->n_wanted; row++) {
+            if (!fl_cuda_is_asked(t, row)) {
+                FL_CUDA_DO(c, download(c->device, logits + row * vocab, b->logits + row * vocab,
+                                       vocab * sizeof *logits));
+            }
         }
-        if (!asked) {
-            FL_CUDA_DO(c, download(c->device, logits + row * vocab, b->logits + row * vocab,
-                                   (next - row) * vocab * sizeof *logits));
+        if (t->choices != NULL) {
+            FL_CUDA_DO(c, download(c->device, t->brought, b->chosen, t->n_wanted * sizeof *t->brought));
         }
-    }
-    if (b->choices == NULL || b->n_wanted == 0) {
         fl_cuda_wait(c);
-        return;
     }
-    fl_device_chosen *chosen = (void *)(b->staging + ((uint8_t *)b->shape.chosen - b->staged));
-    fl_cuda_read(c, chosen, b->shape.chosen, b->n_wanted * sizeof *chosen);
-    memcpy(b->chosen, chosen, b->n_wanted * sizeof *chosen);
+    if (t->choices != NULL) {
+        memcpy(t->chosen, t->brought, t->n_wanted * sizeof *t->brought);
+    }
 }
 
 static void fl_cuda_wait_for_ops(fl_backend *backend) {
@@ -585,7 +645,8 @@ static bool fl_cuda_recording(const fl_batch *batch) {
 static void fl_cuda_embed(fl_backend *backend, const fl_matrix *table, const fl_batch *batch, float *x) {
     fl_cuda_backend *b = fl_cuda_of(backend);
     fl_device_embed e = {(int)table->parts[0].type, table->parts[0].data, (uint32_t)table->n_cols,
-                         (uint32_t)b->shape.rows, b->shape.counts, b->shape.tokens, x, fl_padded(table->n_cols)};
+                         (uint32_t)b->shape.rows, b->shape.counts, b->shape.tokens, b->chosen, x,
+                         fl_padded(table->n_cols)};
     (void)batch;
     FL_CUDA_DO(b->cuda, embed(b->cuda->device, &e));
 }
@@ -643,7 +704,7 @@ static void fl_cuda_norm_gate_up(fl_backend *backend, const fl_batch *batch, con
 static void fl_cuda_choose(fl_cuda_backend *b, size_t n_wanted) {
     const fl_cuda_shape *s = &b->shape;
     fl_device_choose choose = {s->counts, (uint32_t)n_wanted, (uint32_t)b->o.vocab, b->logits, b->banned, s->choices,
-                               s->chosen};
+                               b->chosen};
     FL_CUDA_DO(b->cuda, choose(b->cuda->device, &choose));
 }
 
@@ -662,8 +723,12 @@ static void fl_cuda_norm_head(fl_backend *backend, const fl_batch *batch, const 
     part.parts[0].data = (const uint8_t *)head->parts[0].data + before;
     fl_cuda_prepare(b, &rows, &part);
     fl_cuda_product(b, &rows, &part, FL_DEVICE_STORE, b->logits + first, b->o.vocab);
-    if (first + n == head->n_rows && (b->choices != NULL || fl_cuda_recording(batch))) { /* whoever will ask */
+    bool records = fl_cuda_recording(batch); /* for whoever will ask */
+    if (first + n == head->n_rows && (records || batch->choices != NULL)) {
         fl_cuda_choose(b, batch->n_wanted);
+        if (!records) {
+            fl_cuda_bring(b, b->turn);
+        }
     }
 }
 
@@ -716,11 +781,12 @@ static void fl_cuda_attend(fl_backend *backend, const fl_attention *a, const fl_
 
 /* ---- Recording -- */
 
-FL_LOCAL bool fl_cuda_record_begin(fl_cuda_backend *b, size_t i, fl_batch *batch) {
+FL_LOCAL bool fl_cuda_record_begin(fl_cuda_backend *b, bool adapts, fl_batch *batch) {
     fl_cuda *c = b->cuda;
-    if (i >= FL_DEVICE_STEPS || c->error != 0 || !fl_cuda_step_shape(b, i, &b->shape)) {
+    if (c->error != 0 || !fl_cuda_step_shape(b, b->n_steps[adapts], &b->shape)) {
         return false;
     }
+    b->adapts = adapts;
     fl_cuda_place(&b->shape, b, b->staged);
     memset(batch, 0, sizeof *batch);
     batch->n_rows = batch->n_runs = batch->n_wanted = b->shape.rows;
@@ -728,30 +794,32 @@ FL_LOCAL bool fl_cuda_record_begin(fl_cuda_backend *b, size_t i, fl_batch *batch
     return true;
 }
 
-FL_LOCAL void fl_cuda_record_end(fl_cuda_backend *b) {
+FL_LOCAL void fl_cuda_record_end(fl_cuda_backend *b, bool adapts) {
     fl_cuda *c = b->cuda;
-    int code = c->api->recorded(c->device, b->n_steps); /* ends recording even if an op failed */
+    size_t number = fl_cuda_number_of(adapts, b->n_steps[adapts]);
+    int code = c->api->recorded(c->device, number); /* ends recording even if an op failed */
     c->error = c->error != 0 ? c->error : code;
-    b->n_steps += c->error == 0;
+    b->n_steps[adapts] += c->error == 0;
 }
 
 static const fl_ops fl_cuda_ops = {
-    fl_cuda_begin,      fl_cuda_end,    fl_cuda_wait_for_ops, fl_cuda_embed,        fl_cuda_norm_qkv,
-    fl_cuda_rope_store, fl_cuda_attend, fl_cuda_project_add,  fl_cuda_norm_gate_up, fl_cuda_norm_head,
+    fl_cuda_begin,      fl_cuda_ahead,  fl_cuda_end,         fl_cuda_wait_for_ops, fl_cuda_embed,  fl_cuda_norm_qkv,
+    fl_cuda_rope_store, fl_cuda_attend, fl_cuda_project_add, fl_cuda_norm_gate_up, fl_cuda_norm_head,
 };
 
 FL_LOCAL folollm_status fl_cuda_start(fl_cuda_backend *b, fl_cuda *cuda, folollm_error *error) {
-    void *staging = NULL;
+    size_t host_bytes = fl_cuda_place_turns(b, NULL);
     b->base.ops = &fl_cuda_ops;
     b->base.name = "cuda";
     b->base.chooses = true;
     b->cuda = cuda;
-    int code = cuda->api->alloc_host(cuda->device, b->staging_bytes, &staging);
+    int code = cuda->api->alloc_host(cuda->device, host_bytes, &b->host_memory);
     if (code != 0) {
+        b->host_memory = NULL;
         return fl_fail(error, FOLOLLM_E_MEMORY, "CUDA device %u: %u bytes of page-locked memory: %s",
-                       (uint64_t)cuda->ordinal, (uint64_t)b->staging_bytes, cuda->api->error_text(code));
+                       (uint64_t)cuda->ordinal, (uint64_t)host_bytes, cuda->api->error_text(code));
     }
-    b->staging = staging;
+    fl_cuda_place_turns(b, b->host_memory);
     if (b->o.n_pieces > 0 && !cuda->info.multiplies_bf16) {
         return fl_fail(error, FOLOLLM_E_UNSUPPORTED,
                        "options.device_floats: on CUDA device %u, %s, there are no tensor cores for bf16: it, or what "
@@ -775,9 +843,9 @@ FL_LOCAL folollm_status fl_cuda_start(fl_cuda_backend *b, fl_cuda *cuda, folollm
 }
 
 FL_LOCAL void fl_cuda_stop(fl_cuda_backend *b) {
-    if (b->staging != NULL) {
+    if (b->host_memory != NULL) {
         b->cuda->api->wait(b->cuda->device);
-        b->cuda->api->release_host(b->cuda->device, b->staging);
-        b->staging = NULL;
+        b->cuda->api->release_host(b->cuda->device, b->host_memory);
+        b->host_memory = NULL;
     }
 }

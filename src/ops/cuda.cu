@@ -20,15 +20,18 @@ int fl_open(fl_device *d, int ordinal, void *stream) {
     int least, greatest;
     d->ordinal = ordinal;
     d->stream = (cudaStream_t)stream;
-    if (stream != NULL) {
-        return 0;
-    }
     fl_current current(d);
-    cudaError_t error = cudaDeviceGetStreamPriorityRange(&least, &greatest);
-    if (error == cudaSuccess) {
-        error = cudaStreamCreateWithPriority(&d->stream, cudaStreamNonBlocking, least);
+    cudaError_t error = cudaSuccess;
+    if (stream == NULL) {
+        error = cudaDeviceGetStreamPriorityRange(&least, &greatest);
+        if (error == cudaSuccess) {
+            error = cudaStreamCreateWithPriority(&d->stream, cudaStreamNonBlocking, least);
+        }
+        d->owns_stream = error == cudaSuccess;
     }
-    d->owns_stream = error == cudaSuccess;
+    for (size_t i = 0; i < FL_DEVICE_MARKS && error == cudaSuccess; i++) {
+        error = cudaEventCreateWithFlags(&d->marks[i], cudaEventDisableTiming);
+    }
     return fl_said(error);
 }
 
@@ -37,6 +40,11 @@ void fl_close(fl_device *d) {
     for (size_t i = 0; i < FL_DEVICE_STEPS; i++) {
         if (d->steps[i] != NULL) {
             cudaGraphExecDestroy(d->steps[i]);
+        }
+    }
+    for (size_t i = 0; i < FL_DEVICE_MARKS; i++) {
+        if (d->marks[i] != NULL) {
+            cudaEventDestroy(d->marks[i]);
         }
     }
     if (d->owns_stream) {
@@ -111,6 +119,16 @@ int fl_wait(fl_device *d) {
     return fl_said(cudaStreamSynchronize(d->stream));
 }
 
+int fl_mark(fl_device *d, size_t which) {
+    fl_current current(d);
+    return fl_said(cudaEventRecord(d->marks[which], d->stream));
+}
+
+int fl_reach(fl_device *d, size_t which) {
+    fl_current current(d);
+    return fl_said(cudaEventSynchronize(d->marks[which]));
+}
+
 /* ---- Steps -- */
 
 int fl_record(fl_device *d) {
@@ -122,6 +140,10 @@ int fl_recorded(fl_device *d, size_t step) {
     fl_current current(d);
     cudaGraph_t graph = NULL;
     cudaError_t error = cudaStreamEndCapture(d->stream, &graph);
+    if (d->steps[step] != NULL) { /* recorded before, but something else of it failed */
+        cudaGraphExecDestroy(d->steps[step]);
+        d->steps[step] = NULL;
+    }
     if (error == cudaSuccess) {
         error = cudaGraphInstantiate(&d->steps[step], graph, 0);
     }
@@ -143,6 +165,7 @@ extern "C" const fl_device_api *folollm_kernels(void) {
         FOLOLLM_SOURCE_HASH, sizeof(fl_device), fl_error_text, fl_count, fl_open, fl_close, fl_about, fl_attend_bytes,
         fl_product_bytes,
         fl_alloc, fl_release, fl_alloc_host, fl_release_host, fl_upload, fl_download, fl_copy, fl_wait,
+        fl_mark, fl_reach,
         fl_pack, fl_embed, fl_rows, fl_multiply, fl_combine, fl_adapt, fl_rope_store, fl_attend_either, fl_choose,
         fl_record, fl_recorded, fl_replay,
     };

@@ -4,7 +4,8 @@
  * An op only starts its kernels: they run one after the other in the device's stream, and fl_ops.end waits. A failure
  * is kept until fl_cuda_status asks for it, and makes everything until then do nothing. Steps that only decode are
  * recorded as CUDA graphs when the backend is opened, one for each number of rows and of splits of the attention,
- * rounded up, and then take one launch. Nothing is allocated after opening. */
+ * rounded up, and then take one launch; those with adapters when the first of them comes. Nothing else is allocated
+ * after opening. */
 #ifndef FL_CUDA_H
 #define FL_CUDA_H
 
@@ -77,10 +78,19 @@ typedef struct fl_cuda_shape {
     uint32_t *positions, *slots, *wanted, *pages;
     const fl_low_rank **adapters;
     fl_device_choice *choices;
-    fl_device_chosen *chosen; /* comes back */
     fl_device_tile *tile;
     uint32_t *done; /* (rows that are split, n_kv_heads) 0: see device.h */
 } fl_cuda_shape;
+
+/* A batch between its begin and its end. There are two, as one may begin behind another. */
+typedef struct fl_cuda_turn {
+    uint8_t *staging;          /* page-locked: what it is copied from, */
+    fl_device_chosen *brought; /* (n_wanted) and where what was chosen comes to */
+    size_t n_wanted;           /* rows of logits to bring back, */
+    const fl_device_choice *choices; /* or what was chosen from them: of the batch */
+    fl_device_chosen *chosen;
+    bool marked; /* everything was chosen, and is on its way: until the mark of this turn */
+} fl_cuda_turn;
 
 typedef struct fl_cuda_backend {
     fl_backend base; /* first: an fl_backend * points here */
@@ -92,16 +102,18 @@ typedef struct fl_cuda_backend {
     fl_device_integers integers[FL_PARTS_MAX]; /* one for each order of columns */
     fl_device_pieces pieces;
     float *parts, *part_limits;  /* of attention: see device.h */
-    uint8_t *staged, *staging;   /* the batch on the device, and what it is copied from */
+    uint8_t *staged;             /* the batch on the device */
     size_t staging_bytes;
+    void *host_memory;           /* page-locked: that of the turns */
+    fl_cuda_turn turns[FL_DEVICE_MARKS];
+    size_t turn;                 /* whose end comes next */
+    bool ahead;                  /* the other one has begun behind it */
+    fl_device_chosen *chosen;    /* (n_wanted) on the device */
     float *angles;               /* (context, head_dim) on the device */
     fl_cuda_shape shape;         /* on the device */
     uint32_t most_queries;       /* of an attention tile: as many as fit the device's shared memory */
-    size_t n_steps;              /* recorded */
+    size_t n_steps[2];           /* recorded: without adapters, and with them */
     uint32_t *banned;            /* (vocab) bits */
-    size_t n_wanted;             /* rows of logits to bring back, */
-    const fl_device_choice *choices; /* or what was chosen from them: of the batch */
-    fl_device_chosen *chosen;
     bool adapts;                 /* have some rows adapters? */
 } fl_cuda_backend;
 
@@ -124,9 +136,10 @@ FL_LOCAL void fl_cuda_kept(fl_cuda_backend *b, size_t place, float *logits);
  * then not asked of batches. What fails is kept for fl_cuda_status. */
 FL_LOCAL void fl_cuda_angles(fl_cuda_backend *b, const float *angles, size_t first, size_t n);
 
-/* Recording: for i from 0 on, until false, there is a step to be recorded. Between begin and end its ops are to be
- * called for *batch, whose arrays stand for those of any batch. */
-FL_LOCAL bool fl_cuda_record_begin(fl_cuda_backend *b, size_t i, fl_batch *batch);
-FL_LOCAL void fl_cuda_record_end(fl_cuda_backend *b);
+/* Recording steps, in which some rows have adapters or none has: until false, there is another one. Between begin and
+ * end its ops are to be called for *batch, whose arrays stand for those of any batch. What fails is kept for
+ * fl_cuda_status; then the next begin goes on with the same step. */
+FL_LOCAL bool fl_cuda_record_begin(fl_cuda_backend *b, bool adapts, fl_batch *batch);
+FL_LOCAL void fl_cuda_record_end(fl_cuda_backend *b, bool adapts);
 
 #endif

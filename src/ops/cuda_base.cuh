@@ -28,6 +28,7 @@ struct fl_device {
     bool owns_stream;
     bool follows; /* kernels come before those in front of them are over: see fl_follow */
     cudaGraphExec_t steps[FL_DEVICE_STEPS];
+    cudaEvent_t marks[FL_DEVICE_MARKS];
 };
 
 namespace { /* two copies of this file may be linked into one program */

@@ -13,7 +13,8 @@ __global__ void fl_embed_kernel(fl_device_embed a) {
     if (blockIdx.x >= a.counts->n_rows) {
         return;
     }
-    size_t token = (size_t)a.tokens[blockIdx.x];
+    int32_t told = a.tokens[blockIdx.x];
+    size_t token = (size_t)(told >= 0 ? told : max(a.chosen[-1 - told].token, 0)); /* -1: this row is in vain */
     for (uint32_t i = threadIdx.x; i < a.n_cols; i += blockDim.x) {
         a.x[blockIdx.x * a.x_stride + i] = fl_weight_at(a.type, a.table, a.n_cols, token, i);
     }

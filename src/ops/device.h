@@ -17,7 +17,8 @@
 #define folollm_kernels FL_DEVICE_JOIN(FOLOLLM_PREFIX, folollm_kernels)
 #endif
 
-#define FL_DEVICE_STEPS 128   /* steps that are recorded, at most */
+#define FL_DEVICE_STEPS 256   /* steps that are recorded, at most */
+#define FL_DEVICE_MARKS 2
 #define FL_DEVICE_CHUNK 128   /* columns of a plain matrix that lie together: [lane of 16][8 steps] */
 #define FL_DEVICE_QUERIES 16  /* query rows of an attention tile, at most */
 #define FL_DEVICE_FLASH_QUERIES 64 /* the same on tensor cores */
@@ -78,16 +79,6 @@ typedef struct fl_device_pack {
     size_t n_rows;
     uint32_t n_cols;
 } fl_device_pack;
-
-typedef struct fl_device_embed {
-    int type;
-    const void *table; /* packed as its type is */
-    uint32_t n_cols, most;
-    const fl_device_counts *counts;
-    const int32_t *tokens;
-    float *x; /* (rows, x_stride) */
-    size_t x_stride;
-} fl_device_embed;
 
 /* Rows as integers: a scale for every unit of 32. */
 typedef struct fl_device_integers {
@@ -242,6 +233,17 @@ typedef struct fl_device_chosen {
     uint64_t total;       /* of the weights of these */
 } fl_device_chosen;
 
+typedef struct fl_device_embed {
+    int type;
+    const void *table; /* packed as its type is */
+    uint32_t n_cols, most;
+    const fl_device_counts *counts;
+    const int32_t *tokens;          /* those below 0 are */
+    const fl_device_chosen *chosen; /* what was chosen here last: token -1 is that of the first row, and so on */
+    float *x; /* (rows, x_stride) */
+    size_t x_stride;
+} fl_device_embed;
+
 typedef struct fl_device_choose {
     const fl_device_counts *counts;
     uint32_t most, vocab;
@@ -273,6 +275,8 @@ typedef struct fl_device_api {
     int (*download)(fl_device *d, void *to, const void *from, size_t n_bytes);
     int (*copy)(fl_device *d, void *to, const void *from, size_t pitch, size_t width, size_t height);
     int (*wait)(fl_device *d); /* until all is done; the error of what failed meanwhile */
+    int (*mark)(fl_device *d, size_t which);  /* of FL_DEVICE_MARKS: here; */
+    int (*reach)(fl_device *d, size_t which); /* as wait, but only for what stands before the mark */
 
     int (*pack)(fl_device *d, const fl_device_pack *a);
     int (*embed)(fl_device *d, const fl_device_embed *a);

@@ -175,6 +175,11 @@ typedef struct fl_ops {
     /* A batch begins; what all its ops need has been computed where the backend keeps it. True: the backend has started
      * everything itself, as a step that it recorded; of the ops, only end is left to be called. */
     bool (*begin)(fl_backend *b, const fl_batch *batch);
+    /* Between the last op and the end of a batch of which everything is chosen here: begin the next one behind it, if
+     * that is a step that was recorded. Its tokens below 0 are not known yet: -1 is what is chosen for the first row of
+     * logits, and so on. The end of the first batch comes next, then that of this one; instead of which `wait` forgets
+     * it. False: nothing was begun. */
+    bool (*ahead)(fl_backend *b, const fl_batch *batch);
     /* The last op was called: when this returns, the logits that norm_head was given are there, or what was chosen from
      * them. */
     void (*end)(fl_backend *b, float *logits);
