@@ -329,9 +329,14 @@ static folollm_sampled sample_both(folollm_seq seq, size_t n_top) {
     return out[0];
 }
 
+/* And the tokens that lead there. */
 static void compare_logits(folollm_seq seq) {
+    folollm_token tokens[2][96];
     const float *logits[2];
+    size_t n[2] = {96, 96};
     folollm_status status = FOLOLLM_OK;
+    BOTH(status, folollm_seq_tokens(f, seq, tokens[k], &n[k], &error));
+    CHECK(status == FOLOLLM_OK && n[0] == n[1] && memcmp(tokens[0], tokens[1], n[0] * sizeof tokens[0][0]) == 0);
     BOTH(status, folollm_logits(f, seq, &logits[k], &error));
     CHECK(status != FOLOLLM_OK || memcmp(logits[0], logits[1], vocab * sizeof(float)) == 0);
 }

@@ -6,8 +6,9 @@
 The models are Hugging Face directories of that shape in bf16; weights may be random. Everything is built first, for the
 device that is there, and quantised models are written once. Figures are medians of --repeats.
 
-  - The device itself: copies within it, and what a kernel costs (bench_device.c, whose whole table is printed last).
-    The rates that shares are of are taken from there: reading, and the fastest of its products.
+  - The device itself: reading, kernels that do nothing, barriers, cuBLASLt (limits.cu). The rates that shares are of are
+    taken from there: the fastest reading, and the fastest product.
+  - folollm's kernels one by one (bench_device.c). Both tables are printed last.
   - One sequence: --tokens steps behind a prompt of 32, by the host's own loop, each token the one that was chosen.
   - 32 sequences at 512 tokens, in the same way.
   - 256 requests with prompts and answers of 100 to 1024 tokens, all written at once (bench_batch.c).
@@ -20,7 +21,7 @@ device that is there, and quantised models are written once. Figures are medians
 
 A step is taken to read all matrices once, embeddings only if they are the head, and the keys and values of its
 sequences; a prompt to do two operations per number of them and token. --device cpu tries the script itself where there
-is no device. Needs Python's standard library, make, a C compiler, utf8proc and nvcc.
+is no device. Needs Python's standard library, a C compiler, utf8proc, and the CUDA toolkit with cuBLASLt.
 """
 import argparse, glob, json, os, re, shlex, statistics, subprocess, sys, tempfile
 
@@ -52,8 +53,8 @@ def main():
     itself = device_itself(a, tools)
     print(f"# folollm {folollm_version()} on {itself['name']}\n\n{machine()}; {a.repeats} repeats\n", flush=True)
     if itself["read"]:
-        print(f"A copy within the device reads and writes {itself['read'] / 1e9:.0f} GB/s, the fastest product does "
-              f"{itself['products'] / 1e12:.0f} TFLOP/s, an empty kernel of a step takes {itself['kernel_us']:.2f} us.\n")
+        print(f"It reads {itself['read'] / 1e9:.0f} GB/s, and cuBLASLt multiplies at {itself['products'] / 1e12:.0f} "
+              "TFLOP/s.\n")
     print("| what | weights | floats | result | share of the limit |\n|---|---|---|---:|---:|", flush=True)
     for model in filter(None, [a.model, a.big]):
         report(a, tools, itself, model)
@@ -62,7 +63,7 @@ def main():
         hf = json.loads(out.splitlines()[-1])
         for what in "decode", "prefill":
             print(f"| {hf['version']}: {what}, one sequence | bf16 | | {hf[what]:.0f} tokens/s | |", flush=True)
-    print("\n" + itself["table"])
+    print("\n" + itself["tables"])
 
 
 def arguments():
@@ -100,6 +101,7 @@ def build(a):
         command([cc, "-O2", "-I.", "-Iexamples", "-o", at(name), source, *objects, *libraries])
     if a.device == "cuda":
         command([cc, "-O2", "-Isrc", "-o", at("bench_device"), "tests/bench/bench_device.c", at("kernels.o"), *libraries])
+        command([f"{a.cuda}/bin/nvcc", "-O3", "-arch=native", "-o", at("limits"), "tests/bench/limits.cu", "-lcublasLt"])
     return at
 
 
@@ -109,14 +111,11 @@ def command(words):
 
 def device_itself(a, tools):
     if a.device == "cpu":
-        return {"name": "this CPU, to try the script", "read": 0, "products": 0, "kernel_us": 0, "table": ""}
-    out, _, _ = run([tools("bench_device"), "20"])
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| ")]
-    number = lambda text: float(re.match(r"[\d.]+", text)[0])
-    rows = [r for r in rows if re.match(r"[\d.]", r[3])]
-    copy, empty = rows[0], rows[1]
-    return {"name": out.splitlines()[0], "read": number(copy[4]) * 1e9, "kernel_us": number(empty[3]),
-            "products": max(number(r[6]) for r in rows) * 1e12, "table": out}
+        return {"name": "this CPU, to try the script", "read": 0, "products": 0, "tables": ""}
+    limits, kernels = run([tools("limits")])[0], run([tools("bench_device"), "20"])[0]
+    rates = lambda what, unit: [float(x) for x in re.findall(rf"^\| {what}.* ([\d.]+) {unit}", limits, re.M)]
+    return {"name": limits.splitlines()[0], "read": max(rates("reading", "GB/s")) * 1e9,
+            "products": max(rates("cuBLASLt", "TFLOP/s")) * 1e12, "tables": f"{limits}\n{kernels}"}
 
 
 class Model:
