@@ -347,7 +347,7 @@ static void check_adapted_step(folollm *f) {
         CHECK(folollm_sample(f, other, &sampled, NULL, 0, &error) == FOLOLLM_OK);
         CHECK(folollm_decode_step(f, &other, &sampled.token, 1, &error) == FOLOLLM_OK);
     }
-    CHECK(f->executor.n_begun == 1);
+    CHECK(f->executor.has_begun);
     CHECK(folollm_adapter_load(f, ADAPTER, 1, &adapter, &error) == FOLOLLM_OK);
     CHECK(folollm_seq_open(f, NULL, &seq, &error) == FOLOLLM_OK);
     CHECK(folollm_seq_set_adapter(f, seq, adapter, &error) == FOLOLLM_OK);
@@ -357,11 +357,42 @@ static void check_adapted_step(folollm *f) {
         CHECK(folollm_sample(f, seq, &sampled, NULL, 0, &error) == FOLOLLM_OK);
         CHECK(folollm_decode_step(f, &seq, &sampled.token, 1, &error) == FOLOLLM_OK);
         shim_counts c = shim_get_counts();
-        CHECK(c.kernels == 0 && c.graph_launches == (i < 2 ? i : i + 1)); /* begun when the choice was taken twice */
+        CHECK(c.kernels == 0 && c.graph_launches == (i < 3 ? i : i + 1)); /* begun when it was followed twice */
     }
-    CHECK(f->executor.n_begun == 1);
+    CHECK(f->executor.has_begun);
     CHECK(folollm_seq_close(f, seq, &error) == FOLOLLM_OK && folollm_adapter_free(f, adapter, &error) == FOLOLLM_OK);
     CHECK(folollm_seq_close(f, other, &error) == FOLOLLM_OK);
+}
+
+/* Steps that take turns with others begin nothing that would be given up. */
+static void check_turns(folollm *f) {
+    folollm_token ids[] = {2, 7, 1};
+    folollm_sampling sampling = {.max_tokens = 20, .ignore_eos = 1};
+    folollm_submission s = {.prompt = ids, .n_prompt = 3, .sampling = &sampling};
+    folollm_seq seqs[2], request;
+    folollm_sampled sampled;
+    folollm_event event;
+    size_t n = 1;
+    for (int i = 0; i < 2; i++) {
+        CHECK(folollm_seq_open(f, NULL, &seqs[i], &error) == FOLOLLM_OK);
+        CHECK(folollm_prefill(f, seqs[i], ids, 3, NULL, &error) == FOLOLLM_OK);
+    }
+    CHECK(folollm_submit(f, &s, &request, &error) == FOLOLLM_OK);
+    CHECK(folollm_step(f, NULL, &event, &n, &error) == FOLOLLM_OK && n == 1);
+    shim_clear_counts();
+    for (uint64_t i = 0; i < 12; i++) {
+        for (int k = 0; k < (i < 6 ? 2 : 1); k++) {
+            CHECK(folollm_sample(f, seqs[k], &sampled, NULL, 0, &error) == FOLOLLM_OK);
+            CHECK(folollm_decode_step(f, &seqs[k], &sampled.token, 1, &error) == FOLOLLM_OK);
+        }
+        if (i >= 6) {
+            CHECK(folollm_step(f, NULL, &event, (n = 1, &n), &error) == FOLOLLM_OK && n == 1);
+        }
+    }
+    CHECK(shim_get_counts().graph_launches == 24);
+    CHECK(folollm_cancel(f, request, &error) == FOLOLLM_OK);
+    CHECK(folollm_step(f, NULL, &event, &n, &error) == FOLOLLM_OK && n == 1);
+    CHECK(folollm_seq_close(f, seqs[0], &error) == FOLOLLM_OK && folollm_seq_close(f, seqs[1], &error) == FOLOLLM_OK);
 }
 
 /* Kernels that were compiled for a device that cannot wait for one another must not begin early on one that can. */
@@ -407,6 +438,7 @@ static void test_steps(void) {
     CHECK(c.bytes_out == 105 * sizeof(fl_device_chosen) && c.copies_on == 105); /* the logits stay there */
     check_answer_steps(f);
     check_adapted_step(f);
+    check_turns(f);
     folollm_free(f);
     CHECK(nothing_is_left());
 }

@@ -17,7 +17,7 @@ FL_LOCAL void fl_executor_layout(fl_executor *e, fl_arena *arena, uint32_t max_r
     e->origins = fl_take(arena, max_seqs, sizeof *e->origins);
     e->made = fl_take(arena, max_seqs, sizeof *e->made);
     e->away = fl_take(arena, max_seqs, sizeof *e->away);
-    e->begun = fl_take(arena, max_seqs, sizeof *e->begun);
+    e->last = fl_take(arena, max_seqs, sizeof *e->last);
 }
 
 static uint32_t fl_vocab_rows(const fl_executor *e) {
@@ -326,37 +326,28 @@ static folollm_status fl_decode_reserve(fl_executor *e, size_t n, folollm_error 
 }
 
 FL_LOCAL void fl_executor_rest(fl_executor *e) {
-    if (e->n_begun > 0) {
+    if (e->has_begun) {
         fl_worker_wait(e->worker);
-        for (size_t i = 0; i < e->n_begun; i++) {
-            fl_sequence_trim(e->begun[i], e->pages, e->begun[i]->n_tokens);
+        for (size_t i = 0; i < e->n_last; i++) {
+            fl_sequence_trim(e->last[i], e->pages, e->last[i]->n_tokens);
         }
-        e->n_begun = e->n_followed = 0;
     }
+    e->has_begun = false;
+    e->n_followed = 0;
 }
 
-/* Are these the tokens that the backend chose? */
+/* Are these the sequences of the last step, and the tokens that the backend chose for them? */
 static bool fl_decode_follows(const fl_executor *e, const folollm_token *tokens, size_t n) {
-    for (size_t i = 0; i < n; i++) {
+    bool follows = n == e->n_last;
+    for (size_t i = 0; follows && i < n; i++) {
         const fl_sequence *s = e->stepped[i];
-        if (!s->has_logits || !s->logits_away || s->chosen.token != tokens[i]) {
-            return false;
-        }
+        follows = s == e->last[i] && s->has_logits && s->logits_away && s->chosen.token == tokens[i];
     }
-    return true;
-}
-
-/* Is this the step that was begun behind the last one? */
-static bool fl_decode_is_begun(const fl_executor *e, size_t n) {
-    bool is_same = n == e->n_begun;
-    for (size_t i = 0; is_same && i < n; i++) {
-        is_same = e->stepped[i] == e->begun[i];
-    }
-    return is_same && e->n_followed > 0;
+    return follows;
 }
 
 /* Will there be a next step like the one at hand, whose rows were all started, and are there pages for it? Once is not
- * a habit, so the tokens that were chosen must have been taken twice. */
+ * a habit, so two steps must have followed what was chosen. */
 static bool fl_decode_goes_on(const fl_executor *e, size_t n) {
     size_t pages = 0;
     for (size_t i = 0; i < n; i++) {
@@ -376,26 +367,26 @@ static void fl_decode_ahead(fl_executor *e, size_t n) {
     }
     fl_executor_clear(e);
     for (size_t i = 0; i < n; i++) {
-        fl_sequence *s = e->begun[i] = e->stepped[i];
+        fl_sequence *s = e->stepped[i];
         folollm_token unknown = -1 - (folollm_token)i;
         fl_sequence_reserve(s, e->pages, 2);
         fl_executor_add(e, s, s->n_tokens + 1, &unknown, 1, 1);
         fl_executor_ask(e, &s->sampling, s->n_tokens + 2, s->n_prompt);
     }
-    e->n_begun = fl_executor_ahead(e) ? (uint32_t)n : 0;
-    for (size_t i = 0; i < n && e->n_begun == 0; i++) {
+    e->has_begun = fl_executor_ahead(e);
+    for (size_t i = 0; i < n && !e->has_begun; i++) {
         fl_sequence_trim(e->stepped[i], e->pages, e->stepped[i]->n_tokens + 1);
     }
 }
 
 /* Rows [at, at + n) of a step, which may have begun already. */
 static void fl_decode_begin(fl_executor *e, const folollm_token *tokens, size_t at, size_t n) {
-    if (e->n_begun > 0) {
+    if (e->has_begun) {
         for (size_t i = 0; i < n; i++) {
             fl_executor_tell(e, i, tokens[i]);
         }
         fl_executor_resume(e);
-        e->n_begun = 0;
+        e->has_begun = false;
         return;
     }
     fl_executor_clear(e);
@@ -433,8 +424,9 @@ static void fl_decode_commit(fl_executor *e, size_t i, folollm_token token) {
 FL_LOCAL folollm_status fl_executor_decode(fl_executor *e, const folollm_seq *seqs, const folollm_token *tokens,
                                            size_t n, folollm_error *error) {
     FL_TRY(fl_decode_check(e, seqs, n, error));
-    e->n_followed = fl_decode_follows(e, tokens, n) ? e->n_followed + 1 : 0;
-    if (!fl_decode_is_begun(e, n)) {
+    if (fl_decode_follows(e, tokens, n)) {
+        e->n_followed++;
+    } else {
         fl_executor_rest(e);
     }
     FL_TRY(fl_decode_reserve(e, n, error));
@@ -447,7 +439,9 @@ FL_LOCAL folollm_status fl_executor_decode(fl_executor *e, const folollm_seq *se
     }
     for (size_t i = 0; i < n; i++) {
         fl_decode_commit(e, i, tokens[i]);
+        e->last[i] = e->stepped[i];
     }
+    e->n_last = n;
     e->stats.generated_tokens += n;
     return FOLOLLM_OK;
 }

@@ -38,9 +38,10 @@ typedef struct fl_executor {
     uint32_t *origins;     /* as many: the shared page that a stepped sequence's last one was copied from */
     fl_device_chosen *made; /* as many: what the backend chose for a stepped sequence; its logits stay there, */
     bool *away;             /* if they do */
-    fl_sequence **begun;    /* as many: whose next step was begun behind the last one; n_begun 0: nobody's */
-    uint32_t n_begun;
-    uint32_t n_followed;    /* decode steps, up to the last, that were given what had been chosen */
+    fl_sequence **last;     /* as many: those of the last decode step */
+    size_t n_last;
+    uint32_t n_followed;    /* decode steps in a row, up to the last, of these and with what had been chosen for them */
+    bool has_begun;         /* the next one of them, behind the last */
 } fl_executor;
 
 FL_LOCAL void fl_executor_layout(fl_executor *e, fl_arena *arena, uint32_t max_rows, uint32_t max_seqs,

@@ -23,7 +23,7 @@ A step is taken to read all matrices once, embeddings only if they are the head,
 sequences; a prompt to do two operations per number of them and token. --device cpu tries the script itself where there
 is no device. Needs Python's standard library, a C compiler, utf8proc, and the CUDA toolkit with cuBLASLt.
 """
-import argparse, glob, json, os, re, shlex, statistics, subprocess, sys, tempfile
+import argparse, json, os, re, statistics, subprocess, sys, tempfile
 
 from bench_peer import PROMPT, folollm_version, json_lines, machine, run
 
