@@ -341,6 +341,9 @@ def group_kernels(work):
     check(len(spills) > 100 and set(spills) == {"0"}, "its kernels keep everything in registers", out)
     status, out = run("nm", "-g", "--defined-only", f"{work}/kernels.o")
     check(re.findall(r" T ([a-z]\w+)", out) == ["folollm_kernels"], "it exports one function", out)
+    status, out = run(nvcc, "-Xcompiler", "-Wall,-Wextra,-Werror", "-arch=sm_90", "-c", "tests/bench/limits.cu", "-o",
+                      f"{work}/limits.o")
+    check(status == 0 and "warning" not in out, "tests/bench/limits.cu compiles", out)
 
 
 def group_readme(work):

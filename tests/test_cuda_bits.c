@@ -160,7 +160,8 @@ static fl_cuda_backend cuda;
 static fl_cuda device;
 static fl_arena host_arena, device_arena;
 static side sides[2]; /* CPU, CUDA */
-static float angles[CONTEXT * FL_DEVICE_HEAD_DIM]; /* of all positions */
+static float frequencies[FL_DEVICE_HEAD_DIM / 2];
+static fl_rope rope = {frequencies, 0, 0};
 static uint32_t tables[SEQS][CONTEXT / FL_PAGE_TOKENS];
 
 static void layout_side(side *s, fl_arena *arena, const layer_case *c, const fl_limits *limits) {
@@ -204,10 +205,12 @@ static void open_sides(const layer_case *c, fl_upload *upload, const fl_weights 
     demand(fl_cuda_start(&cuda, &device, &error));
     sides[0].backend = &cpu.base;
     sides[1].backend = &cuda.base;
-    for (size_t i = 0; i < (size_t)CONTEXT * c->head_dim; i++) {
-        angles[i] = random_float();
+    rope.half = c->head_dim / 2;
+    rope.scale = random_float();
+    for (size_t i = 0; i < rope.half; i++) {
+        frequencies[i] = (i % 3 == 0 ? 1e5f : 2.0f) * random_float(); /* and below 0, which no model has */
     }
-    fl_cuda_angles(&cuda, angles, 0, CONTEXT);
+    fl_cuda_angles(&cuda, frequencies, rope.scale);
     for (uint32_t i = 0; i < SEQS * CONTEXT / FL_PAGE_TOKENS; i++) { /* pages of all in one another */
         tables[i % SEQS][i / SEQS] = i * 7 % (SEQS * CONTEXT / FL_PAGE_TOKENS);
     }
@@ -293,8 +296,7 @@ static int kernels_are_few(const fl_matrix *w, bool norm, bool is_gate_up, size_
 /* The CPU wants those of the rows. */
 static void take_angles(const layer_case *c, const fl_batch *batch) {
     for (size_t row = 0; row < batch->n_rows; row++) {
-        const float *from = angles + (size_t)batch->positions[row] * c->head_dim;
-        memcpy(sides[0].a.angles + row * c->head_dim, from, c->head_dim * sizeof *from);
+        fl_rope_angles(&rope, batch->positions[row], sides[0].a.angles + row * c->head_dim);
     }
 }
 

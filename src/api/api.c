@@ -366,7 +366,6 @@ FOLOLLM_API folollm_status folollm_seq_fork(folollm *f, folollm_seq seq, const f
     if (sampling != NULL) {
         FL_TRY(fl_read_sampling(f, sampling, &checked, error));
     }
-    fl_executor_rest(&f->executor);
     FL_TRY(fl_executor_bring(&f->executor, from, error));
     FL_TRY(fl_take_slot(f, &to, out, error));
     fl_sequence_fork(to, from, &f->pages, f->checkpoint->weights.config.vocab);
@@ -385,7 +384,6 @@ FOLOLLM_API folollm_status folollm_seq_truncate(folollm *f, folollm_seq seq, siz
                        (uint64_t)seq, (uint64_t)s->n_tokens, (uint64_t)n_tokens);
     }
     if (n_tokens < s->n_tokens) {
-        fl_executor_rest(&f->executor);
         fl_sequence_cut(s, &f->pages, (uint32_t)n_tokens);
         s->has_logits = false;
         fl_sequence_replay(s, &f->pages, f->checkpoint->tokenizer);
@@ -534,7 +532,6 @@ FOLOLLM_API folollm_status folollm_seq_restore(folollm *f, const void *bytes, si
 FOLOLLM_API folollm_status folollm_seq_close(folollm *f, folollm_seq seq, folollm_error *error) {
     fl_sequence *s = NULL;
     FL_TRY(fl_need_sequence(f, seq, &s, error));
-    fl_executor_rest(&f->executor);
     fl_sequence_close(&f->sequences, s, &f->pages);
     return FOLOLLM_OK;
 }

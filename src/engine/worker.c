@@ -1,7 +1,5 @@
 #include "engine/worker.h"
 
-#define FL_ANGLES 256u /* positions whose angles are brought to a device at a time */
-
 static void fl_worker_layout_kv(fl_worker *w, const fl_worker_options *o) {
     const fl_config *c = &w->weights->config;
     w->kv.type = o->kv;
@@ -31,7 +29,6 @@ FL_LOCAL void fl_worker_layout(fl_worker *w, const fl_weights *weights, const fl
                                 o->kv};
         fl_cuda_layout(&w->on_cuda, &w->device_scratch, &cuda);
         fl_activations_layout(&w->activations, &w->device_scratch, &limits, false);
-        w->angles = fl_take(&w->scratch, FL_ANGLES, c->head_dim * sizeof *w->angles);
     } else {
         fl_cpu_layout(&w->cpu, &w->scratch, &limits, o->n_threads);
         fl_activations_layout(&w->activations, &w->scratch, &limits, true);
@@ -74,25 +71,16 @@ static folollm_status fl_worker_open_cuda(fl_memory *m, fl_worker *w, const fl_w
     return fl_worker_record(w, false, error);
 }
 
-/* Those of all positions, to the device: there they take less than what they would in every batch. */
-static folollm_status fl_worker_bring_angles(fl_worker *w, uint32_t context, folollm_error *error) {
-    for (uint32_t first = 0, n; first < context; first += n) {
-        n = (uint32_t)fl_min(context - first, FL_ANGLES);
-        for (uint32_t i = 0; i < n; i++) {
-            fl_rope_angles(&w->rope, first + i, w->angles + i * w->weights->config.head_dim);
-        }
-        fl_cuda_angles(&w->on_cuda, w->angles, first, n);
-    }
-    return fl_cuda_status(&w->cuda, error);
-}
-
 FL_LOCAL folollm_status fl_worker_open(fl_memory *m, fl_worker *w, const fl_worker_options *o, const fl_upload *upload,
                                        folollm_error *error) {
     FL_TRY(o->device != 0 ? fl_worker_open_cuda(m, w, o, upload, error) : fl_worker_open_cpu(m, w, o, error));
     fl_cpu_init(&w->cpu, o->kernels, w->pool);
     w->cpu.float_activations = o->float_activations;
     fl_rope_init(&w->rope, &w->weights->config, o->context);
-    return o->device != 0 ? fl_worker_bring_angles(w, o->context, error) : FOLOLLM_OK;
+    if (o->device != 0) {
+        fl_cuda_angles(&w->on_cuda, w->rope.frequencies, w->rope.scale);
+    }
+    return fl_worker_status(w, error);
 }
 
 FL_LOCAL void fl_worker_close(fl_memory *m, fl_worker *w) {

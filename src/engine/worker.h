@@ -38,7 +38,6 @@ typedef struct fl_worker {
     fl_activations activations;
     fl_kv kv;
     fl_visit visit;
-    float *angles;     /* on their way to a device */
     fl_forward forward; /* the batch that is being run */
     fl_arena scratch, device_scratch, cache; /* cache: of the device if there is one */
 } fl_worker;

@@ -268,6 +268,7 @@ FL_LOCAL void fl_cuda_layout(fl_cuda_backend *b, fl_arena *arena, const fl_cuda_
     fl_cuda_shape most = {.rows = n, .tiles = fl_cuda_tiles(n, n, l->group, 1)};
     size_t pages = n * fl_div_up(o->context, FL_PAGE_TOKENS) * sizeof(uint32_t);
     b->staging_bytes = fl_max(fl_cuda_place(&most, b, NULL) + pages, fl_cuda_ban_words(o) * sizeof *b->banned);
+    b->staging_bytes = fl_max(b->staging_bytes, l->head_dim * sizeof(float));
     b->staged = fl_take(arena, b->staging_bytes, 1);
     b->angles = fl_take(arena, o->context, l->head_dim * sizeof(float));
 }
@@ -291,9 +292,15 @@ FL_LOCAL void fl_cuda_kept(fl_cuda_backend *b, size_t place, float *logits) {
     fl_cuda_read(b->cuda, logits, b->kept + place * b->o.vocab, b->o.vocab * sizeof(float));
 }
 
-FL_LOCAL void fl_cuda_angles(fl_cuda_backend *b, const float *angles, size_t first, size_t n) {
-    size_t d = b->o.limits.head_dim;
-    fl_cuda_write(b->cuda, b->angles + first * d, angles, n * d * sizeof *angles);
+FL_LOCAL void fl_cuda_angles(fl_cuda_backend *b, const float *frequencies, float scale) {
+    fl_cuda *c = b->cuda;
+    size_t half = b->o.limits.head_dim / 2;
+    float *there = (float *)(void *)b->staged; /* no batch is there yet */
+    fl_device_angles a = {there, (uint32_t)half, (uint32_t)b->o.context, scale, b->angles};
+    memcpy(b->turns[0].staging, frequencies, half * sizeof *frequencies);
+    fl_cuda_upload(c, there, b->turns[0].staging, half * sizeof *frequencies);
+    FL_CUDA_DO(c, angles(c->device, &a));
+    fl_cuda_wait(c);
 }
 
 /* ---- Batches -- */

@@ -166,7 +166,8 @@ extern "C" const fl_device_api *folollm_kernels(void) {
         fl_product_bytes,
         fl_alloc, fl_release, fl_alloc_host, fl_release_host, fl_upload, fl_download, fl_copy, fl_wait,
         fl_mark, fl_reach,
-        fl_pack, fl_embed, fl_rows, fl_multiply, fl_combine, fl_adapt, fl_rope_store, fl_attend_either, fl_choose,
+        fl_pack, fl_embed, fl_rows, fl_multiply, fl_combine, fl_adapt, fl_angles, fl_rope_store, fl_attend_either,
+        fl_choose,
         fl_record, fl_recorded, fl_replay,
     };
     return &api;

@@ -132,9 +132,9 @@ FL_LOCAL void fl_cuda_ban(fl_cuda_backend *b, const folollm_token *ids, size_t n
 FL_LOCAL void fl_cuda_keep(fl_cuda_backend *b, size_t i, size_t place);
 FL_LOCAL void fl_cuda_kept(fl_cuda_backend *b, size_t place, float *logits);
 
-/* After fl_cuda_start, before the first batch: the angles of positions [first, first + n), (n, head_dim), which are
- * then not asked of batches. What fails is kept for fl_cuda_status. */
-FL_LOCAL void fl_cuda_angles(fl_cuda_backend *b, const float *angles, size_t first, size_t n);
+/* After fl_cuda_start, before the first batch: compute the angles of all positions, which are then not asked of
+ * batches. frequencies (head_dim / 2), scale: see rope.h. What fails is kept for fl_cuda_status. */
+FL_LOCAL void fl_cuda_angles(fl_cuda_backend *b, const float *frequencies, float scale);
 
 /* Recording steps, in which some rows have adapters or none has: until false, there is another one. Between begin and
  * end its ops are to be called for *batch, whose arrays stand for those of any batch. What fails is kept for

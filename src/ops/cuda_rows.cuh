@@ -200,6 +200,51 @@ int fl_rows(fl_device *d, const fl_device_rows *a) {
     return fl_launch(d, fl_rows_kernel, dim3(a->most, 1, 1), FL_ROWS_THREADS, fl_floats_bytes(*a, 1), *a);
 }
 
+/* ---- Angles: number by number what math.c and rope.c compute -- */
+
+template <int N>
+__device__ __forceinline__ double fl_polynomial(const double (&coefficients)[N], double x) {
+    double y = coefficients[N - 1];
+#pragma unroll
+    for (int i = N - 2; i >= 0; i--) {
+        y = fma(y, x, coefficients[i]);
+    }
+    return y;
+}
+
+__device__ __forceinline__ void fl_sincos(double x, double &sine, double &cosine) {
+    const double sine_terms[] = {1, -1.0 / 6, 1.0 / 120, -1.0 / 5040, 1.0 / 362880, -1.0 / 39916800,
+                                 1.0 / 6227020800, -1.0 / 1307674368000};
+    const double cosine_terms[] = {1, -1.0 / 2, 1.0 / 24, -1.0 / 720, 1.0 / 40320, -1.0 / 3628800,
+                                   1.0 / 479001600, -1.0 / 87178291200, 1.0 / 20922789888000};
+    const double two_over_pi = 0.63661977236758134308;
+    double n = (double)(int64_t)fma(x, two_over_pi, x < 0 ? -0.5 : 0.5);
+    double r = fma(n, -2.02226624879595063154e-21,
+                   fma(n, -6.07710050630396597660e-11, fma(n, -1.57079632673412561417e+00, x)));
+    double s = r * fl_polynomial(sine_terms, r * r);
+    double c = fl_polynomial(cosine_terms, r * r);
+    unsigned quadrant = (unsigned)((int64_t)n & 3);
+    sine = quadrant & 1 ? c : s;
+    cosine = quadrant & 1 ? s : c;
+    sine = quadrant >= 2 ? -sine : sine;
+    cosine = quadrant == 1 || quadrant == 2 ? -cosine : cosine;
+}
+
+__global__ void fl_angles_kernel(fl_device_angles a) {
+    fl_follow();
+    float *angles = a.angles + (size_t)blockIdx.x * 2 * a.half;
+    for (uint32_t i = threadIdx.x; i < a.half; i += blockDim.x) {
+        double sine, cosine;
+        fl_sincos(__fmul_rn((float)blockIdx.x, a.frequencies[i]), sine, cosine);
+        angles[i] = __fmul_rn((float)cosine, a.scale);
+        angles[a.half + i] = __fmul_rn((float)sine, a.scale);
+    }
+}
+
+int fl_angles(fl_device *d, const fl_device_angles *a) {
+    return fl_launch(d, fl_angles_kernel, dim3(a->context, 1, 1), 64, 0, *a);
+}
+
 /* ---- Rotation and the KV cache -- */
 
 __device__ __forceinline__ bool fl_kv_scaled(int type) {

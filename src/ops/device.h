@@ -164,6 +164,14 @@ typedef struct fl_device_kv { /* of one layer: ops.h */
     size_t n_pages;
 } fl_device_kv;
 
+/* Of all positions, as rope.c has them. */
+typedef struct fl_device_angles {
+    const float *frequencies; /* (half) radians per position */
+    uint32_t half, context;
+    float scale;   /* of cosines and sines */
+    float *angles; /* (context, 2 * half): cosines, then sines */
+} fl_device_angles;
+
 /* The heads of a batch's rows, and what becomes of them: those of q and k are normed and turned, k and v stored. */
 typedef struct fl_device_heads {
     fl_device_kv kv;
@@ -284,6 +292,7 @@ typedef struct fl_device_api {
     int (*product)(fl_device *d, const fl_device_product *a);
     int (*combine)(fl_device *d, const fl_device_combine *a);
     int (*adapt)(fl_device *d, const fl_device_adapt *a);
+    int (*angles)(fl_device *d, const fl_device_angles *a);
     int (*rope_store)(fl_device *d, const fl_device_rope *a);
     int (*attend)(fl_device *d, const fl_device_attend *a);
     int (*choose)(fl_device *d, const fl_device_choose *a);

@@ -112,6 +112,7 @@ DOES_NOTHING(rows)
 DOES_NOTHING(product)
 DOES_NOTHING(combine)
 DOES_NOTHING(adapt)
+DOES_NOTHING(angles)
 DOES_NOTHING(rope)
 DOES_NOTHING(attend)
 DOES_NOTHING(choose)
@@ -120,7 +121,7 @@ const fl_device_api *folollm_kernels(void) {
     static fl_device_api api = {
         NULL, sizeof(fl_device), no_error, count_one, open_it, close_it, about, attend_bytes, product_bytes,
         take, give, take, give, upload, download, copy, nothing, step_of, step_of,
-        pack_it, embed_it, rows_it, product_it, combine_it, adapt_it, rope_it, attend_it, choose_it,
+        pack_it, embed_it, rows_it, product_it, combine_it, adapt_it, angles_it, rope_it, attend_it, choose_it,
         nothing, step_of, step_of,
     };
     api.source_hash = folollm_source_hash();
