@@ -232,8 +232,9 @@ static void test_any_company(void) {
            "vain; %u preemptions; %u times events were in the way\n",
            (unsigned)c.ended, (unsigned)c.cancelled, (unsigned)steps, (unsigned)ahead, (unsigned)c.dropped,
            (unsigned)c.in_vain, (unsigned)c.rows_in_vain, (unsigned)preemptions, (unsigned)c.late);
-    CHECK(ahead * 3 > steps && c.dropped > 3 && c.in_vain > 3 && c.rows_in_vain > 30 && c.cancelled > 2);
-    CHECK(preemptions > 0 && c.late > 3);
+    size_t some = SANITIZED ? 1 : 3;
+    CHECK(ahead * 3 > steps && c.dropped > some && c.in_vain > some && c.rows_in_vain > 10 * some);
+    CHECK(c.cancelled >= some && preemptions > 0 && c.late > some);
 }
 
 /* How many calls it takes until there is an event of the submission with this tag. */
