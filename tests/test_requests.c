@@ -1039,6 +1039,40 @@ static void test_pool_as_limit(void) {
     CHECK(c.n_tokens[0] == page);
 }
 
+/* A forward pass may have more rows than a sequence has room for: those of several prompts. */
+static void test_chunk_above_context(void) {
+    enum { N = 4, LENGTH = 30 };
+    folollm_options o = {.context = LENGTH + 2, .pool_tokens = 400, .chunk = N * LENGTH, .no_prefix_cache = 1};
+    folollm *f = open_model(SMALL, o);
+    folollm_token prompts[N][LENGTH];
+    folollm_event events[N];
+    folollm_info info;
+    size_t n = N;
+    folollm_get_info(f, &info);
+    CHECK(info.chunk == N * LENGTH);
+    for (uint64_t i = 0; i < N; i++) {
+        folollm_sampling sampling = {.max_tokens = 1, .ignore_eos = 1};
+        folollm_submission s = {.prompt = prompts[i], .n_prompt = LENGTH, .sampling = &sampling, .tag = i};
+        folollm_seq seq;
+        for (size_t k = 0; k < LENGTH; k++) {
+            prompts[i][k] = (folollm_token)random_below(info.vocab);
+        }
+        CHECK(folollm_submit(f, &s, &seq, &error) == FOLOLLM_OK);
+    }
+    CHECK(folollm_step(f, NULL, events, &n, &error) == FOLOLLM_OK && n == N);
+    CHECK(stats_of(f).forwards == 1 && stats_of(f).prompt_tokens == N * LENGTH);
+    for (size_t i = 0; i < n; i++) {
+        folollm_sampled alone;
+        folollm_seq seq;
+        CHECK(folollm_seq_open(f, NULL, &seq, &error) == FOLOLLM_OK);
+        CHECK(folollm_prefill(f, seq, prompts[events[i].tag], LENGTH, NULL, &error) == FOLOLLM_OK);
+        CHECK(folollm_sample(f, seq, &alone, NULL, 0, &error) == FOLOLLM_OK);
+        CHECK(alone.token == events[i].token && memcmp(&alone.chosen, &events[i].chosen, sizeof alone.chosen) == 0);
+        CHECK(folollm_seq_close(f, seq, &error) == FOLOLLM_OK);
+    }
+    folollm_free(f);
+}
+
 /* ---- Numbers that are none --------------------------------------------------------------------------------------- */
 
 static void test_numeric(void) {
@@ -1259,6 +1293,7 @@ int main(void) {
     test_pool_held();
     test_pool_waited_for();
     test_pool_as_limit();
+    test_chunk_above_context();
     test_numeric();
     test_banned();
     test_top_of_ends();
