@@ -1,5 +1,6 @@
-/* Steps that a device begins before the tokens in front of them are known: answers stay those of the CPU whatever ends,
- * comes, or gets in the way meanwhile, and nothing of a step that was begun in vain is left. Linked as test_cuda_bits. */
+/* Steps that a device begins before the tokens in front of them are known: answers stay those of the CPU whatever
+ * ends, comes, or gets in the way meanwhile, and nothing of a step that was begun in vain is left. Linked as
+ * test_cuda_bits. */
 #include "inside.h"
 
 #include "check.h"
@@ -228,8 +229,8 @@ static void test_any_company(void) {
             folollm_free(f);
         }
     }
-    printf("%u answers, %u of them cancelled; %u steps, %u of them begun ahead, %u dropped, %u wholly in vain; %u rows in "
-           "vain; %u preemptions; %u times events were in the way\n",
+    printf("%u answers, %u of them cancelled; %u steps, %u of them begun ahead, %u dropped, %u wholly in vain; "
+           "%u rows in vain; %u preemptions; %u times events were in the way\n",
            (unsigned)c.ended, (unsigned)c.cancelled, (unsigned)steps, (unsigned)ahead, (unsigned)c.dropped,
            (unsigned)c.in_vain, (unsigned)c.rows_in_vain, (unsigned)preemptions, (unsigned)c.late);
     size_t some = SANITIZED ? 1 : 3;

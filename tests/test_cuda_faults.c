@@ -411,6 +411,19 @@ static void test_early(void) {
     shim_set_compiled(0);
 }
 
+/* Sequences that go the same way have their logits kept in one copy. */
+static void check_together(folollm *f, const folollm_seq seqs[2]) {
+    static const folollm_token ids[] = {9, 8};
+    while (f->sequences.slots[0].away != f->sequences.slots[1].away) {
+        CHECK(folollm_decode_step(f, seqs, ids, 1, &error) == FOLOLLM_OK);
+    }
+    shim_clear_counts();
+    for (int i = 0; i < 3; i++) {
+        CHECK(folollm_decode_step(f, seqs, ids, 2, &error) == FOLOLLM_OK);
+    }
+    CHECK(shim_get_counts().copies_on == 3 && shim_get_counts().graph_launches == 3);
+}
+
 static void test_steps(void) {
     folollm_options o = small_options();
     folollm_token ids[] = {1, 2, 3, 4};
@@ -435,7 +448,14 @@ static void test_steps(void) {
     CHECK(c.graph_kernels == 70 * (3 + LAYERS * 5));
     CHECK(c.allocations == 0 && c.host_allocations == 0 && c.calls[SHIM_cudaGraphInstantiate] == 0);
     CHECK(c.copies_in == 70 && c.copies_out == 70 && c.synchronisations == 70);
-    CHECK(c.bytes_out == 105 * sizeof(fl_device_chosen) && c.copies_on == 105); /* the logits stay there */
+    folollm_info info;
+    folollm_get_info(f, &info);
+    uint64_t kept = 105 * (uint64_t)info.vocab * sizeof(float); /* the logits stay there */
+    CHECK(c.bytes_out == 105 * sizeof(fl_device_chosen) && c.bytes_on == kept && c.copies_on <= 105);
+    for (int i = 0; i < 2; i++) {
+        CHECK(folollm_prefill(f, seqs[i], ids, 1, NULL, &error) == FOLOLLM_OK);
+    }
+    check_together(f, seqs);
     check_answer_steps(f);
     check_adapted_step(f);
     check_turns(f);

@@ -587,8 +587,8 @@ FOLOLLM_API folollm_status folollm_sample(folollm *f, folollm_seq seq, folollm_s
     FL_TRY(fl_need_logits(f, seq, &s, error));
     uint32_t vocab = f->checkpoint->weights.config.vocab;
     if (out == NULL || (top == NULL && n_top > 0) || n_top > vocab) {
-        return fl_fail(error, FOLOLLM_E_ARGUMENT, "sample: a place for the result is needed, and at most %u top entries",
-                       (uint64_t)vocab);
+        return fl_fail(error, FOLOLLM_E_ARGUMENT,
+                       "sample: a place for the result is needed, and at most %u top entries", (uint64_t)vocab);
     }
     fl_stream after;
     if (n_top > 0) {

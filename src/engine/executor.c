@@ -141,12 +141,28 @@ static folollm_status fl_check_cancelled(fl_sequence *const *seqs, size_t n, fol
 
 /* Where the backend keeps the logits of a sequence, and where it puts those of a step that is not committed yet. */
 static size_t fl_away_place(const fl_executor *e, const fl_sequence *s, bool next) {
-    return 2 * (size_t)(s - e->sequences->slots) + (s->away ^ next);
+    return (s->away ^ next) * (size_t)e->sequences->n_own + (size_t)(s - e->sequences->slots);
+}
+
+/* The logits of these rows that the backend chooses from, those of the sequences from `first` on, stay there: as many
+ * together as have their places side by side. */
+static void fl_keep_logits(fl_executor *e, size_t first, size_t n_rows) {
+    for (size_t row = 0, n; row < n_rows; row += n) {
+        n = 1;
+        if (fl_executor_chosen(e, row) == NULL) {
+            continue;
+        }
+        size_t place = fl_away_place(e, e->stepped[first + row], true);
+        while (row + n < n_rows && fl_executor_chosen(e, row + n) != NULL &&
+               fl_away_place(e, e->stepped[first + row + n], true) == place + n) {
+            n++;
+        }
+        fl_worker_keep(e->worker, row, n, place);
+    }
 }
 
 /* Run the batch that has begun for the n sequences of the step up to its end, when what it computes is still on its
- * way. The rows of its logits, as many as n_kept, are those of sequences from `first` on; what the backend chooses
- * from stays there. */
+ * way. The rows of its logits, as many as n_kept, are those of the sequences from `first` on. */
 static folollm_status fl_run_batch(fl_executor *e, size_t n, size_t first, size_t n_kept, folollm_error *error) {
     fl_slice whole = fl_worker_whole(e->worker);
     FL_TRY(fl_check_cancelled(e->stepped, n, error));
@@ -154,11 +170,7 @@ static folollm_status fl_run_batch(fl_executor *e, size_t n, size_t first, size_
         fl_executor_advance(e, whole);
         FL_TRY(fl_check_cancelled(e->stepped, n, error));
     }
-    for (size_t row = 0; row < n_kept; row++) {
-        if (fl_executor_chosen(e, row) != NULL) {
-            fl_worker_keep(e->worker, row, fl_away_place(e, e->stepped[first + row], true));
-        }
-    }
+    fl_keep_logits(e, first, n_kept);
     return FOLOLLM_OK;
 }
 

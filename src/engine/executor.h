@@ -77,9 +77,9 @@ FL_LOCAL void fl_executor_copy_page(fl_executor *e, const fl_sequence *s, uint32
 FL_LOCAL float *fl_executor_row(const fl_executor *e, float *logits, size_t i);
 FL_LOCAL bool fl_executor_is_finite(const fl_executor *e, const float *row);
 
-/* Give up what fl_executor_decode has begun, and the pages that are held for it: before another batch begins, and before
- * others ask for pages. Until then, what becomes of its sequences is no matter: it writes only behind their ends, and
- * what comes later to the device is done later. */
+/* Give up what fl_executor_decode has begun, and the pages that are held for it: before another batch begins, and
+ * before others ask for pages. Until then, what becomes of its sequences is no matter: it writes only behind their
+ * ends, and what comes later to the device is done later. */
 FL_LOCAL void fl_executor_rest(fl_executor *e);
 
 /* Bring the logits of a sequence, if they are away. */

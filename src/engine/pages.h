@@ -3,7 +3,7 @@
  *
  * Invariant: every page is either in the ring of free ones with no reference, or out of it with at least one.
  *
- *     ring:  [n_pages] -> taken first: pages of no use to anybody ... -> cached, longest unused ... -> last used -> [n_pages]
+ *     ring:  [n_pages] -> taken first: pages of no use to anybody -> cached, longest unused ... last used -> [n_pages]
  *
  * The prefix cache is an index over full pages. A page's key is its own tokens and the page before it, which is named
  * by the serial number that it got when it was published: serials are never given twice, so equal keys mean equal

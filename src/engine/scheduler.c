@@ -300,7 +300,8 @@ static fl_request *fl_victim(fl_scheduler *s, const fl_request *than, bool to_be
 /* How many of its next n tokens there are pages for, preempting who stands behind it. */
 static uint32_t fl_make_room(fl_scheduler *s, fl_request *r, uint32_t n) {
     fl_request *victim;
-    while (fl_sequence_pages_wanted(r->s, s->pages, n) > s->pages->n_free && (victim = fl_victim(s, r, false)) != NULL) {
+    while (fl_sequence_pages_wanted(r->s, s->pages, n) > s->pages->n_free &&
+           (victim = fl_victim(s, r, false)) != NULL) {
         fl_preempt(s, victim, r);
     }
     while (n > 0 && fl_sequence_pages_wanted(r->s, s->pages, n) > s->pages->n_free) {

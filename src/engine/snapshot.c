@@ -2,7 +2,7 @@
 
 #define FL_SNAPSHOT_MAGIC UINT64_C(0x3153514D4C4C4F46) /* "FOLLMQS1" */
 #define FL_SNAPSHOT_VERSION 2u
-#define FL_PIECE 8192 /* most bytes of one call of the host's functions; no row of KV and no sampling section has more */
+#define FL_PIECE 8192 /* most bytes of one call of the host's functions; a row of KV, or the sampling, has no more */
 
 /* ---- Checksums, over bytes that come in pieces of any size -- */
 

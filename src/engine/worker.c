@@ -127,8 +127,8 @@ FL_LOCAL void fl_worker_ban(fl_worker *w, const folollm_token *ids, size_t n) {
     }
 }
 
-FL_LOCAL void fl_worker_keep(fl_worker *w, size_t i, size_t place) {
-    fl_cuda_keep(&w->on_cuda, i, place);
+FL_LOCAL void fl_worker_keep(fl_worker *w, size_t i, size_t n, size_t place) {
+    fl_cuda_keep(&w->on_cuda, i, n, place);
 }
 
 FL_LOCAL void fl_worker_kept(fl_worker *w, size_t place, float *logits) {

@@ -69,9 +69,9 @@ FL_LOCAL fl_slice fl_worker_whole(const fl_worker *w);
 /* These ids (n), in order, are never chosen by the backend. Fails as fl_worker_status. */
 FL_LOCAL void fl_worker_ban(fl_worker *w, const folollm_token *ids, size_t n);
 
-/* Where the backend chooses: keep row i of the logits of the last batch at a place below n_kept, and bring what is kept
- * there, (vocab). Both fail as fl_worker_status. */
-FL_LOCAL void fl_worker_keep(fl_worker *w, size_t i, size_t place);
+/* Where the backend chooses: keep n rows, from row i on, of the logits of the last batch at places from `place` on, all
+ * below n_kept, and bring what is kept at one, (vocab). Both fail as fl_worker_status. */
+FL_LOCAL void fl_worker_keep(fl_worker *w, size_t i, size_t n, size_t place);
 FL_LOCAL void fl_worker_kept(fl_worker *w, size_t place, float *logits);
 
 /* Copy the keys and values of one page over another's. */

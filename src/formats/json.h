@@ -47,8 +47,8 @@ FL_INLINE fl_json_type fl_json_type_of(const fl_json *doc, uint32_t node) {
 /* The value under key; FL_JSON_NONE if node is no object or has no such key. The last of equal keys counts. */
 FL_LOCAL uint32_t fl_json_get(const fl_json *doc, uint32_t node, const char *key);
 
-/* Walk the children of a node: for (i = node + 1; i < nodes[node].next; i = nodes[i].next). In an object keys and values
- * alternate. */
+/* Walk the children of a node: for (i = node + 1; i < nodes[node].next; i = nodes[i].next). In an object keys and
+ * values alternate. */
 
 /* The text of a string node, unescaped into buffer (room for nodes[node].n bytes) if it must be. */
 FL_LOCAL fl_str fl_json_string(const fl_json *doc, uint32_t node, char *buffer);

@@ -37,8 +37,8 @@ typedef struct fl_adapter {
 } fl_adapter;
 
 /* Read a directory for a model of this config. scale: what it is multiplied with beside its own. max_rank: more is
- * FOLOLLM_E_UNSUPPORTED. Whatever else is in the files than the pairs above, trained embeddings say, is refused by name.
- * On failure nothing stays allocated. */
+ * FOLOLLM_E_UNSUPPORTED. Whatever else is in the files than the pairs above, trained embeddings say, is refused by
+ * name. On failure nothing stays allocated. */
 FL_LOCAL folollm_status fl_adapter_open(fl_memory *m, fl_adapter *a, const fl_config *c, const char *directory,
                                         float scale, uint32_t max_rank, folollm_error *error);
 FL_LOCAL void fl_adapter_close(fl_memory *m, fl_adapter *a);

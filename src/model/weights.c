@@ -430,8 +430,8 @@ static folollm_status fl_bind_may_become(const fl_binder *b, const fl_found *fou
     }
     if (b->out != NULL && ordered) {
         return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED,
-                       "%s: tensor %S has columns in an order of their own (act-order), which cannot be written; ask for "
-                       "a type of weights", path, &found->t->name);
+                       "%s: tensor %S has columns in an order of their own (act-order), which cannot be written; ask "
+                       "for a type of weights", path, &found->t->name);
     }
     if (found->merged.n > 0 && (found->packed || (found->is_quantised && type == found->type))) {
         return fl_fail(b->error, FOLOLLM_E_UNSUPPORTED,

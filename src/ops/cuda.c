@@ -283,8 +283,8 @@ FL_LOCAL void fl_cuda_ban(fl_cuda_backend *b, const folollm_token *ids, size_t n
     fl_cuda_write(b->cuda, b->banned, words, bytes);
 }
 
-FL_LOCAL void fl_cuda_keep(fl_cuda_backend *b, size_t i, size_t place) {
-    size_t vocab = b->o.vocab, bytes = vocab * sizeof(float);
+FL_LOCAL void fl_cuda_keep(fl_cuda_backend *b, size_t i, size_t n, size_t place) {
+    size_t vocab = b->o.vocab, bytes = n * vocab * sizeof(float);
     fl_cuda_copy(b->cuda, b->kept + place * vocab, b->logits + i * vocab, bytes, bytes, 1);
 }
 

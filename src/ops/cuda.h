@@ -127,9 +127,9 @@ FL_LOCAL void fl_cuda_stop(fl_cuda_backend *b);
 /* These ids (n), in order, are never chosen. */
 FL_LOCAL void fl_cuda_ban(fl_cuda_backend *b, const folollm_token *ids, size_t n);
 
-/* Keep row i of the logits of the last batch at a place, and bring what is kept there. What fails is kept for
- * fl_cuda_status. */
-FL_LOCAL void fl_cuda_keep(fl_cuda_backend *b, size_t i, size_t place);
+/* Keep n rows, from row i on, of the logits of the last batch at places from `place` on, and bring what is kept at one.
+ * What fails is kept for fl_cuda_status. */
+FL_LOCAL void fl_cuda_keep(fl_cuda_backend *b, size_t i, size_t n, size_t place);
 FL_LOCAL void fl_cuda_kept(fl_cuda_backend *b, size_t place, float *logits);
 
 /* After fl_cuda_start, before the first batch: compute the angles of all positions, which are then not asked of

@@ -184,7 +184,8 @@ static void barrier(int processors) {
     void *arguments[] = {&count};
     double us = measure([&] {
         must(cudaMemsetAsync(count, 0, sizeof *count, stream));
-        must(cudaLaunchCooperativeKernel((void *)barriers, dim3((unsigned)processors), dim3(256), arguments, 0, stream));
+        must(cudaLaunchCooperativeKernel((void *)barriers, dim3((unsigned)processors), dim3(256), arguments, 0,
+                                         stream));
     });
     printf("| a barrier of all multiprocessors | %.2f us | |\n", us / NODES);
     must(cudaFree(count));
